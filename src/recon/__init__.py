@@ -1,0 +1,69 @@
+"""recon proves that captured transformer activations are right.
+
+Modules are nouns (``verification``) and functions verbs (``verify``): a module and a
+function of one name would replace each other on this package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recon.capturing import capture as capture
+    from recon.compare import Check as Check
+    from recon.errors import BudgetError as BudgetError
+    from recon.errors import CaptureError as CaptureError
+    from recon.errors import ReconciliationError as ReconciliationError
+    from recon.errors import ReconError as ReconError
+    from recon.errors import UnknownSiteError as UnknownSiteError
+    from recon.errors import UnsupportedError as UnsupportedError
+    from recon.errors import UsageError as UsageError
+    from recon.ledger import decompose as decompose
+    from recon.ledger import reconstruct as reconstruct
+    from recon.models import load_model as load_model
+    from recon.recorder import Recorder as Recorder
+    from recon.sites import Site as Site
+    from recon.sites import site as site
+    from recon.trace import Trace as Trace
+    from recon.verification import Report as Report
+    from recon.verification import verify as verify
+    from recon.verification import verify_trace as verify_trace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "capture": "capturing",
+    "Check": "compare",
+    "BudgetError": "errors",
+    "CaptureError": "errors",
+    "ReconError": "errors",
+    "ReconciliationError": "errors",
+    "UnknownSiteError": "errors",
+    "UnsupportedError": "errors",
+    "UsageError": "errors",
+    "decompose": "ledger",
+    "reconstruct": "ledger",
+    "load_model": "models",
+    "Recorder": "recorder",
+    "Site": "sites",
+    "site": "sites",
+    "Trace": "trace",
+    "Report": "verification",
+    "verify": "verification",
+    "verify_trace": "verification",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that ``recon --help`` does not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'recon' has no attribute {name!r}")
+    value = getattr(import_module(f"recon.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,169 @@
+"""Two tensors side by side: exact, or how far apart, and where."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from recon.ops import kept
+
+Verdict: TypeAlias = Literal["exact", "rounding", "diverged", "missing", "unverified"]
+PASSES: frozenset[str] = frozenset({"exact", "rounding"})
+
+_ORDERED_AS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# A fair dropout keeps a share of its elements that strays from 1-p by more than
+# Hoeffding's inequality allows with this probability only (JASA 58, 1963, theorem 1).
+_DROPOUT_CHANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one comparison found.
+
+    ``max_abs`` is the largest absolute error, at ``index``; ``max_ulp`` the largest
+    distance in units in the last place of the captured dtype. Both are None where
+    nothing could be compared; ``reason`` then says why. ``excluded`` counts the rows
+    left out because they may attend to no key.
+    """
+
+    site: str
+    identity: str
+    level: str
+    verdict: Verdict
+    max_abs: float | None = None
+    max_ulp: int | None = None
+    index: tuple[int, ...] | None = None
+    reason: str = ""
+    allowed: float | None = None
+    excluded: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the check holds; only a proof counts, not an absence."""
+        return self.verdict in PASSES
+
+    def describe(self) -> str:
+        """Say in one line what was found, where, and what was expected."""
+        where = f" at {list(self.index)}" if self.index is not None else ""
+        if self.reason:
+            return f"{self.site}: {self.reason}{where} ({self.identity}, {self.level})"
+        if self.verdict == "exact":
+            return f"{self.site}: exact ({self.identity}, {self.level})"
+        allowed = "0" if self.allowed is None else f"{self.allowed:.3g}"
+        return (
+            f"{self.site}: off by {self.max_abs:.3g}{where}, {self.max_ulp} ulp, "
+            f"allowed {allowed} ({self.identity}, {self.level})"
+        )
+
+
+def compare(
+    expected: Tensor,
+    found: Tensor,
+    *,
+    site: str,
+    identity: str,
+    level: str,
+    dropout: float = 0.0,
+    allowance: Tensor | None = None,
+    idle: Tensor | None = None,
+) -> Check:
+    """Compare strictly: shape, dtype, finiteness, then every element.
+
+    Equal means equal in value. With ``allowance`` (same shape, absolute) elements may
+    be that far apart; with ``dropout`` each is 0 or the expected value over 1-p; rows
+    masked by ``idle`` (B 1 T, for B H T x) are left out and counted.
+    """
+
+    def verdict(kind: Verdict, **more: object) -> Check:
+        return Check(site, identity, level, kind, **more)  # type: ignore[arg-type]
+
+    if found.shape != expected.shape:
+        shapes = f"{tuple(found.shape)}, expected {tuple(expected.shape)}"
+        return verdict("diverged", reason=f"wrong shape {shapes}")
+    if found.dtype != expected.dtype:
+        return verdict(
+            "diverged", reason=f"wrong dtype {found.dtype}, expected {expected.dtype}"
+        )
+    if found.numel() == 0:
+        return verdict("missing", reason="empty: no element to compare")
+    excluded = 0
+    if idle is not None and (rows := int(idle.sum())):
+        excluded = rows
+        expected = expected.masked_fill(idle[..., None], 0)
+        found = found.masked_fill(idle[..., None], 0)
+    broken = ~torch.isfinite(found)
+    if bool(broken.any()):
+        count, index = int(broken.sum()), _first(broken)
+        value = found[index].item()
+        return verdict(
+            "diverged",
+            index=index,
+            excluded=excluded,
+            reason=f"not finite: {count} elements, the first {value}",
+        )
+    if dropout > 0:
+        expected, odd = _as_dropped(expected, found, dropout)
+        if odd:
+            return verdict("diverged", reason=odd, excluded=excluded)
+    if torch.equal(expected, found):
+        return verdict("exact", max_abs=0.0, max_ulp=0, excluded=excluded)
+    return _apart(expected, found, verdict("diverged", excluded=excluded), allowance)
+
+
+def _apart(
+    expected: Tensor, found: Tensor, blank: Check, allowance: Tensor | None
+) -> Check:
+    """Measure two finite-or-not tensors that differ, and judge the difference."""
+    gap = (found.double() - expected.double()).abs()
+    gap = gap.nan_to_num(nan=math.inf)
+    excess = gap if allowance is None else gap - allowance
+    index = _unravel(int(excess.argmax()), found.shape)
+    within = allowance is not None and bool((gap <= allowance).all())
+    return Check(
+        blank.site,
+        blank.identity,
+        blank.level,
+        "rounding" if within else "diverged",
+        max_abs=float(gap[index]),
+        max_ulp=int(ulps(expected, found).max()),
+        index=index,
+        allowed=None if allowance is None else float(allowance[index]),
+        excluded=blank.excluded,
+    )
+
+
+def ulps(a: Tensor, b: Tensor) -> Tensor:
+    """Distance in representable numbers between two tensors of one float dtype."""
+    as_int = _ORDERED_AS[a.element_size()]
+
+    def rank(x: Tensor) -> Tensor:
+        bits = x.contiguous().view(as_int).long()
+        lowest = torch.iinfo(as_int).min
+        return torch.where(bits < 0, lowest - bits, bits)
+
+    return (rank(a) - rank(b)).abs()
+
+
+def _as_dropped(expected: Tensor, found: Tensor, p: float) -> tuple[Tensor, str]:
+    """Expect 0 where zeros were found, else the scaled value; judge their share."""
+    scaled = kept(expected, p)
+    alive = scaled != 0
+    count, survived = int(alive.sum()), int((alive & (found != 0)).sum())
+    share = 1.0 - p
+    slack = math.sqrt(count / 2 * math.log(2 / _DROPOUT_CHANCE))
+    odd = ""
+    if abs(survived - count * share) > slack:
+        odd = f"dropout p={p} kept {survived} of {count} elements"
+    return torch.where(found == 0, torch.zeros_like(scaled), scaled), odd
+
+
+def _first(mask: Tensor) -> tuple[int, ...]:
+    return _unravel(int(mask.flatten().int().argmax()), mask.shape)
+
+
+def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape))

@@ -1,0 +1,81 @@
+"""What a run of a model was like: the facts that its identities need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch import dtype as Dtype  # noqa: N812 - a field below is called torch
+
+from recon.ops import Activation, Attention, LayerNorm, Linear, Lookup, Op, Unembed
+from recon.sites import Site
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and with what a pass ran; everything that may change its bits."""
+
+    architecture: str
+    torch: str
+    transformers: str
+    device: str
+    dtype: Dtype
+    autocast: Dtype | None
+    attention: str
+    training: bool
+    grad: bool
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """One pass in figures: sizes, weights and what each attention received.
+
+    ``makers`` holds, for a site that has weights, the op that makes it; ``dropout``
+    the active probability at each site that comes out of a dropout; ``tied_last``
+    whether the last hidden state is the output of the final LayerNorm; ``given`` the
+    tensors that the caller handed in instead of a site, ``encoder`` the encoder states
+    that each cross-attention made its keys and values from.
+    """
+
+    environment: Environment
+    depth: int
+    heads: int
+    width: int
+    tied_last: bool
+    makers: Mapping[Site, Lookup | LayerNorm | Linear | Unembed | Activation]
+    attention: Mapping[Site, Attention]
+    dropout: Mapping[Site, float]
+    given: Mapping[Site, Tensor] = field(default_factory=dict)
+    encoder: Mapping[Site, Tensor] = field(default_factory=dict)
+    unsupported: tuple[str, ...] = ()
+    weights_at_run: tuple[tuple[str, Tensor, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def edited_weights(self) -> list[str]:
+        """Name the parameters that were edited in place since the run.
+
+        Counts versions, which torch does not raise for edits through ``.data``.
+        """
+        return [
+            name
+            for name, weight, version in self.weights_at_run
+            if version >= 0 and weight._version != version
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """One local law: ``op`` of captured ``inputs`` (then dropout) gives ``site``.
+
+    ``name`` is the identity's (``qkv``), one column of the report; ``extra`` are
+    inputs that are no sites, such as the keys of a cache.
+    """
+
+    name: str
+    site: Site
+    op: Op
+    inputs: tuple[Site, ...] = ()
+    extra: tuple[Tensor, ...] = ()
+    dropout: float = 0.0

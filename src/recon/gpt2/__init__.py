@@ -1,0 +1,32 @@
+"""GPT-2 in Hugging Face transformers: the only package that knows that library.
+
+It says where each site lives, which weights and constants make it, what the running
+version does differently, and what the model itself returns as its hidden states.
+A second architecture is a second package like this one.
+"""
+
+from recon.gpt2.hooking import plan
+from recon.gpt2.laws import identities
+from recon.gpt2.modules import base
+from recon.gpt2.passes import SUPPORTED_ATTENTION
+from recon.gpt2.reference import (
+    Reference,
+    hidden_states_problem,
+    hooks_of_its_own,
+    is_own_capture,
+    reference,
+    require_inputs,
+)
+
+__all__ = [
+    "SUPPORTED_ATTENTION",
+    "Reference",
+    "base",
+    "hidden_states_problem",
+    "hooks_of_its_own",
+    "identities",
+    "is_own_capture",
+    "plan",
+    "reference",
+    "require_inputs",
+]

@@ -1,0 +1,190 @@
+"""What to hook in a GPT-2, and what each hook notes of its call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from recon.facts import Facts
+from recon.gpt2.modules import HEADED, Parts
+from recon.gpt2.passes import End, Start, facts, received, weights
+from recon.ops import rng_state, split_heads
+from recon.plan import Plan, Read, Tap
+from recon.sites import Site
+
+
+def plan(model: nn.Module) -> Plan:
+    """Say how to hook a GPT-2: seven hooks a block show all of its sites.
+
+    Each tensor is read where it is consumed if that costs no further hook: ``ln_1`` is
+    the input of c_attn, ``z`` that of c_proj. Raises UnsupportedError for a model
+    that is no GPT2LMHeadModel or GPT2Model.
+    """
+    parts = Parts.of(model)
+    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+    weighted = [(path, place, module) for path, place, module in parts.makers()]
+    dropouts = list(parts.dropouts())
+    attentions = list(parts.attentions())
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return Start.of(given)
+
+    def end() -> End:
+        return End(
+            weights=[weights(module) for _, _, module in weighted],
+            dropout=[module.p if module.training else 0.0 for _, module in dropouts],
+            attention=[
+                module.attn_dropout.p if module.training else 0.0
+                for _, _, module in attentions
+            ],
+            kernel=parts.model.config._attn_implementation,
+            training=parts.model.training,
+        )
+
+    def finish(start: Start, stop: End | None, notes: Mapping[str, list[Any]]) -> Facts:
+        return facts(parts, start, stop or end(), notes)
+
+    return Plan(parts.model, tuple(_taps(parts)), begin, end, finish, _present(parts))
+
+
+def _present(parts: Parts) -> Callable[[Site, Tensor], Tensor]:
+    heads = parts.body.config.n_head
+
+    def present(place: Site, tensor: Tensor) -> Tensor:
+        return split_heads(tensor, heads) if place.part in HEADED else tensor
+
+    return present
+
+
+def _taps(parts: Parts) -> Iterator[Tap]:
+    body, prefix = parts.body, parts.prefix
+
+    def tap(path: str, module: nn.Module, *reads: Read, **more: Any) -> Tap:
+        return Tap(f"{prefix}{path}", module, reads, **more)
+
+    twice: tuple[Read, ...] = ((Site("token_type"), "output"),)
+    yield tap(
+        "wte",
+        body.wte,
+        (Site("wte"), "output"),
+        again=twice,
+        note=_first_argument,
+        required=False,
+    )
+    yield tap("wpe", body.wpe, (Site("wpe"), "output"), note=_first_argument)
+    yield tap("drop", body.drop, (Site("embed"), "output"))
+    for layer, block in parts.blocks():
+        yield from _block_taps(tap, layer, block)
+    yield tap("ln_f", body.ln_f, (Site("ln_f"), "output"))
+    if parts.head is not None:
+        yield Tap("lm_head", parts.head, ((Site("logits"), "output"),))
+
+
+def _block_taps(tap: Callable[..., Tap], layer: int, block: Any) -> Iterator[Tap]:
+    def read(part: str, port: str) -> tuple[Site, str]:
+        return Site(part, layer), port
+
+    h = f"h.{layer}"
+    yield tap(h, block, read("resid_pre", "input"), read("resid_post", "output"))
+    yield tap(
+        f"{h}.attn.c_attn",
+        block.attn.c_attn,
+        read("ln_1", "input"),
+        read("attn.qkv", "output"),
+        note=_rng_before(block.attn),
+    )
+    yield from _attention_taps(tap, f"{h}.attn", "attn", layer, block.attn, True)
+    if hasattr(block, "crossattention"):
+        yield tap(
+            f"{h}.ln_cross_attn",
+            block.ln_cross_attn,
+            read("cross.resid_pre", "input"),
+            read("cross.ln", "output"),
+            required=False,
+        )
+        cross = block.crossattention
+        yield tap(
+            f"{h}.crossattention.q_attn",
+            cross.q_attn,
+            read("cross.q", "output"),
+            note=_rng_before(cross),
+            required=False,
+        )
+        yield tap(
+            f"{h}.crossattention.c_attn",
+            cross.c_attn,
+            read("cross.kv", "output"),
+            note=_first_argument,
+            required=False,
+        )
+        yield from _attention_taps(
+            tap, f"{h}.crossattention", "cross", layer, cross, False
+        )
+    yield tap(
+        f"{h}.ln_2", block.ln_2, read("resid_mid", "input"), read("ln_2", "output")
+    )
+    yield tap(
+        f"{h}.mlp.act",
+        block.mlp.act,
+        read("mlp.pre", "input"),
+        read("mlp.post", "output"),
+    )
+    yield tap(
+        f"{h}.mlp.dropout",
+        block.mlp.dropout,
+        read("mlp.out", "input"),
+        read("mlp_out", "output"),
+    )
+
+
+def _attention_taps(
+    tap: Callable[..., Tap],
+    path: str,
+    kind: str,
+    layer: int,
+    module: Any,
+    required: bool,
+) -> Iterator[Tap]:
+    z, out = Site(f"{kind}.z", layer), Site(f"{kind}.out", layer)
+    yield tap(
+        f"{path}.c_proj",
+        module.c_proj,
+        (z, "input"),
+        (out, "output"),
+        required=required,
+    )
+    yield tap(
+        path,
+        module,
+        (Site(f"{kind}_out", layer), "output"),
+        (Site(f"{kind}.pattern", layer), "weights"),
+        note=received,
+        required=required,
+        informs=(Site(f"{kind}.scores", layer), Site(f"{kind}.pattern", layer)),
+    )
+
+
+# -- notes ------------------------------------------------------------------
+
+
+def _first_argument(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Tensor | None:
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _rng_before(attention: Any) -> Callable[..., tuple[Tensor, ...] | None]:
+    """Note the generator's state: the fused kernel draws its dropout right after."""
+
+    def note(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> tuple[Tensor, ...] | None:
+        if attention.training and attention.attn_dropout.p > 0:
+            return rng_state(output.device)
+        return None
+
+    return note

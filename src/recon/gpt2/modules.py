@@ -1,0 +1,106 @@
+"""Where the pieces of a GPT-2 are: modules by site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import GPT2LMHeadModel, GPT2Model, PreTrainedModel
+
+from recon.errors import UnsupportedError
+from recon.sites import Site
+
+HEADED = frozenset({"attn.z", "cross.z", "cross.q"})
+
+
+def base(model: nn.Module) -> GPT2Model:
+    """Return the GPT2Model inside a supported model.
+
+    Raises UnsupportedError, naming the class, for anything else.
+    """
+    if isinstance(model, GPT2LMHeadModel):
+        return model.transformer
+    if isinstance(model, GPT2Model):
+        return model
+    name = type(model).__name__
+    hint = ""
+    inner = [m for m in model.modules() if isinstance(m, GPT2LMHeadModel | GPT2Model)]
+    if inner:
+        hint = f"; capture the {type(inner[0]).__name__} inside it instead"
+    raise UnsupportedError(
+        f"recon checks GPT2LMHeadModel and GPT2Model, found {name}{hint}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The modules of one model that recon looks at, by path."""
+
+    model: PreTrainedModel
+    body: GPT2Model
+    prefix: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Parts:
+        """Look into a supported model; raises UnsupportedError for another."""
+        body = base(model)
+        assert isinstance(model, PreTrainedModel)
+        return cls(model, body, "" if model is body else "transformer.")
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The unembedding, where the model has one."""
+        return self.model.lm_head if isinstance(self.model, GPT2LMHeadModel) else None
+
+    def blocks(self) -> Iterator[tuple[int, Any]]:
+        """Yield number and module of every block."""
+        yield from enumerate(self.body.h)
+
+    def makers(self) -> Iterator[tuple[str, Site, nn.Module]]:
+        """Yield path, site and module of everything that has weights of its own."""
+        yield f"{self.prefix}wte", Site("wte"), self.body.wte
+        yield f"{self.prefix}wpe", Site("wpe"), self.body.wpe
+        for layer, block in self.blocks():
+            for part, path in _block_makers(block):
+                module = block.get_submodule(path)
+                yield f"{self.prefix}h.{layer}.{path}", Site(part, layer), module
+        yield f"{self.prefix}ln_f", Site("ln_f"), self.body.ln_f
+        if self.head is not None:
+            yield "lm_head", Site("logits"), self.head
+
+    def attentions(self) -> Iterator[tuple[str, Site, Any]]:
+        """Yield path, the site of the update, and module of every attention."""
+        for layer, block in self.blocks():
+            path = f"{self.prefix}h.{layer}"
+            yield f"{path}.attn", Site("attn_out", layer), block.attn
+            if hasattr(block, "crossattention"):
+                yield (
+                    f"{path}.crossattention",
+                    Site("cross_out", layer),
+                    block.crossattention,
+                )
+
+    def dropouts(self) -> Iterator[tuple[Site, Any]]:
+        """Yield the dropouts whose output is a site."""
+        yield Site("embed"), self.body.drop
+        for layer, block in self.blocks():
+            yield Site("mlp_out", layer), block.mlp.dropout
+        for _, place, attention in self.attentions():
+            yield place, attention.resid_dropout
+
+
+def _block_makers(block: Any) -> Iterator[tuple[str, str]]:
+    yield "ln_1", "ln_1"
+    yield "attn.qkv", "attn.c_attn"
+    yield "attn.out", "attn.c_proj"
+    if hasattr(block, "crossattention"):
+        yield "cross.ln", "ln_cross_attn"
+        yield "cross.q", "crossattention.q_attn"
+        yield "cross.kv", "crossattention.c_attn"
+        yield "cross.out", "crossattention.c_proj"
+    yield "ln_2", "ln_2"
+    yield "mlp.pre", "mlp.c_fc"
+    yield "mlp.post", "mlp.act"
+    yield "mlp.out", "mlp.c_proj"

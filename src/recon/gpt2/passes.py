@@ -1,0 +1,302 @@
+"""The facts of one pass of a GPT-2: what each part of it received and held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from recon.errors import UnsupportedError
+from recon.facts import Environment, Facts
+from recon.gpt2.modules import HEADED, Parts
+from recon.ops import (
+    Activation,
+    Attention,
+    LayerNorm,
+    Linear,
+    Lookup,
+    Unembed,
+    sdp_backends,
+)
+from recon.sites import Site
+
+SUPPORTED_ATTENTION = ("eager", "sdpa")
+_PLAIN_CACHES = {"DynamicLayer", "StaticLayer"}
+# Hidden states are collected by hooks, and their last entry may be untied, only
+# where this module exists; before, the model's own forward collects them.
+_CAPTURED_BY_HOOKS = find_spec("transformers.utils.output_capturing") is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """What an attention was handed: mask, number of queries, cache contents."""
+
+    mask: Tensor | None
+    queries: int
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    past: int = 0
+    unsupported: str = ""
+
+
+def received(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Received:
+    """Note what an attention was called with; a hook's arguments."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    cross = module.is_cross_attention
+    mask = kwargs.get("encoder_attention_mask" if cross else "attention_mask")
+    queries = hidden.shape[1]
+    cache = kwargs.get("past_key_values", kwargs.get("past_key_value"))
+    if kwargs.get("head_mask") is not None:
+        return Received(mask, queries, unsupported="head_mask")
+    if cache is None:
+        return Received(mask, queries)
+    if hasattr(cache, "self_attention_cache"):
+        cache = cache.cross_attention_cache if cross else cache.self_attention_cache
+    elif cross:
+        return Received(mask, queries)
+    return _with_cache(cache.layers[module.layer_idx], mask, queries, cross)
+
+
+def _with_cache(layer: Any, mask: Tensor | None, queries: int, cross: bool) -> Received:
+    kind = type(layer).__name__
+    if kind not in _PLAIN_CACHES:
+        return Received(mask, queries, unsupported=f"a cache of {kind}")
+    keys, values = layer.keys.detach(), layer.values.detach()
+    if kind == "DynamicLayer":
+        past = 0 if cross else keys.shape[2] - queries
+        return Received(mask, queries, keys, values, past)
+    # Later steps write a static cache in place: what was seen must be copied.
+    past = 0 if cross else int(layer.get_seq_length()) - queries
+    return Received(mask, queries, keys.clone(), values.clone(), past)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What is known when the root is called."""
+
+    embeddings: Tensor | None
+    encoder: bool
+    logits_to_keep: int | Tensor
+    autocast: torch.dtype | None
+    grad: bool
+    backends: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Start:
+        """Read the root's arguments, by name, and torch's modes."""
+        embeddings = given.get("inputs_embeds")
+        some = embeddings if embeddings is not None else given.get("input_ids")
+        kind = some.device.type if isinstance(some, Tensor) else "cpu"
+        cast = (
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        )
+        return cls(
+            embeddings=embeddings.detach() if embeddings is not None else None,
+            encoder=given.get("encoder_hidden_states") is not None,
+            logits_to_keep=given.get("logits_to_keep", 0),
+            autocast=cast,
+            grad=torch.is_grad_enabled(),
+            backends=sdp_backends(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """What is read off the modules when the pass is over, in the plan's order."""
+
+    weights: list[tuple[Tensor | None, Tensor | None]]
+    dropout: list[float]
+    attention: list[float]
+    kernel: str
+    training: bool
+
+
+def weights(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias as they are now, by reference."""
+    own = module._parameters
+    if "weight" in own:
+        return own["weight"], own.get("bias")
+    return getattr(module, "weight", None), getattr(module, "bias", None)
+
+
+def facts(
+    parts: Parts, start: Start, end: End, notes: Mapping[str, list[Any]]
+) -> Facts:
+    """Put together what the identities of one pass need to know."""
+    config = parts.body.config
+    problems: list[str] = []
+    if end.kernel not in SUPPORTED_ATTENTION:
+        problems.append(f"attention implementation {end.kernel!r}")
+    if isinstance(start.logits_to_keep, Tensor) and start.logits_to_keep.ndim != 1:
+        problems.append("a logits_to_keep that is not one-dimensional")
+    makers: dict[Site, Lookup | LayerNorm | Linear | Unembed | Activation] = {}
+    versions = []
+    for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
+        try:
+            makers |= _maker(parts, path, place, module, held, start, notes)
+        except UnsupportedError as error:
+            problems.append(str(error))
+        versions += [
+            (f"{path}.{name}", t, -1 if t.is_inference() else t._version)
+            for name, t in zip(("weight", "bias"), held, strict=True)
+            if isinstance(t, Tensor)
+        ]
+    attention, unclear = _attention_facts(parts, start, end, notes)
+    return Facts(
+        environment=_environment(parts, start, end),
+        depth=config.n_layer,
+        heads=config.n_head,
+        width=config.n_embd,
+        tied_last=not _CAPTURED_BY_HOOKS
+        or getattr(config, "tie_last_hidden_states", None) is not False,
+        makers=makers,
+        attention=attention,
+        dropout=dict(zip((s for s, _ in parts.dropouts()), end.dropout, strict=True)),
+        given={} if start.embeddings is None else {Site("wte"): start.embeddings},
+        encoder=_encoder_states(parts, notes),
+        unsupported=tuple(dict.fromkeys([*problems, *unclear])),
+        weights_at_run=tuple(versions),
+        notes=tuple(_quirks(parts, end)),
+    )
+
+
+def _environment(parts: Parts, start: Start, end: End) -> Environment:
+    weight = parts.body.wpe.weight
+    return Environment(
+        architecture=type(parts.model).__name__,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        device=str(weight.device),
+        dtype=weight.dtype,
+        autocast=start.autocast,
+        attention=end.kernel,
+        training=end.training,
+        grad=start.grad,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _maker(
+    parts: Parts,
+    path: str,
+    place: Site,
+    module: Any,
+    held: tuple[Tensor | None, Tensor | None],
+    start: Start,
+    notes: Mapping[str, list[Any]],
+) -> dict[Site, Lookup | LayerNorm | Linear | Unembed | Activation]:
+    """Return the ops that a module makes; Unsupported for a class we do not know."""
+    weight, bias = held
+    if isinstance(module, nn.Embedding) and weight is not None:
+        calls = [weight, *notes.get(path, [])][1:]
+        again = [place, Site("token_type")]
+        if place.part == "wte" and start.embeddings is not None:
+            again = again[1:]
+        return {s: Lookup(weight, ids) for s, ids in zip(again, calls, strict=False)}
+    if isinstance(module, nn.LayerNorm) and weight is not None:
+        return {place: LayerNorm(weight, bias, module.eps)}
+    if type(module) is Conv1D and weight is not None and bias is not None:
+        heads = parts.body.config.n_head if place.part in HEADED else 0
+        return {place: Linear(weight, bias, heads)}
+    if place.part == "logits" and type(module) is nn.Linear and weight is not None:
+        return {place: Unembed(weight, bias, start.logits_to_keep)}
+    if place.part == "mlp.post":
+        return {place: Activation(module)}
+    raise UnsupportedError(f"{path} is a {type(module).__name__}")
+
+
+def _encoder_states(parts: Parts, notes: Mapping[str, list[Any]]) -> dict[Site, Tensor]:
+    return {
+        place: notes[path][0].detach()
+        for path, place, _ in parts.makers()
+        if place.part == "cross.kv" and notes.get(path)
+    }
+
+
+def _attention_facts(
+    parts: Parts, start: Start, end: End, notes: Mapping[str, list[Any]]
+) -> tuple[dict[Site, Attention], list[str]]:
+    found: dict[Site, Attention] = {}
+    problems = []
+    for (path, place, module), dropout in zip(
+        parts.attentions(), end.attention, strict=True
+    ):
+        for received in notes.get(path, [])[:1]:
+            first = "q_attn" if module.is_cross_attention else "c_attn"
+            rng = next(iter(notes.get(f"{path}.{first}", [])), None)
+            found[place] = _attention(module, received, end.kernel, dropout, rng, start)
+            if received.unsupported:
+                problems.append(received.unsupported)
+    return found, problems
+
+
+def _attention(
+    module: Any,
+    got: Received,
+    implementation: str,
+    dropout: float,
+    rng: tuple[Tensor, ...] | None,
+    start: Start,
+) -> Attention:
+    fused = implementation != "eager"
+    upcast = module.reorder_and_upcast_attn and not fused
+    causal = not module.is_cross_attention
+    hides = fused and causal and got.mask is None and got.queries > 1
+    scaling, divisors = _scaling(module, fused, upcast)
+    return Attention(
+        kernel="sdpa" if fused else "upcast" if upcast else "eager",
+        heads=module.num_heads,
+        scaling=scaling,
+        divisors=divisors,
+        mask=got.mask,
+        hides_later=hides,
+        # Before version 5 eager attention drew the causal triangle itself.
+        fills_later=not fused and causal and not hasattr(module, "scaling"),
+        dropout=dropout,
+        keys=got.keys,
+        values=got.values,
+        past=got.past,
+        rng=rng or (),
+        backends=start.backends if fused else (),
+    )
+
+
+def _scaling(
+    module: Any, fused: bool, upcast: bool
+) -> tuple[float | None, tuple[tuple[float, bool], ...]]:
+    """Return how scores are scaled; version 5 has one factor, version 4 had steps."""
+    if hasattr(module, "scaling"):
+        return module.scaling, ()
+    if fused:
+        return None, ()
+    root, layer = module.head_dim**0.5, float((module.layer_idx or 0) + 1)
+    if upcast:
+        factor = 1.0 / root if module.scale_attn_weights else 1.0
+        return factor / (layer if module.scale_attn_by_inverse_layer_idx else 1.0), ()
+    steps = [(root, True)] if module.scale_attn_weights else []
+    steps += [(layer, False)] if module.scale_attn_by_inverse_layer_idx else []
+    return None, tuple(steps)
+
+
+def _quirks(parts: Parts, end: End) -> Iterator[str]:
+    """Say where the running version does not do what the config asks for."""
+    config = parts.body.config
+    if end.kernel == "sdpa" and config.reorder_and_upcast_attn:
+        yield "sdpa attention ignores reorder_and_upcast_attn"
+    first = parts.body.h[0].attn if len(parts.body.h) else None
+    if end.kernel == "sdpa" and first is not None and not hasattr(first, "scaling"):
+        if not config.scale_attn_weights:
+            yield "sdpa attention in this transformers ignores scale_attn_weights=False"
+        if config.scale_attn_by_inverse_layer_idx:
+            yield (
+                "sdpa attention in this transformers ignores "
+                "scale_attn_by_inverse_layer_idx"
+            )

@@ -1,0 +1,152 @@
+"""What a GPT-2 itself returns, and what it can be asked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from recon.errors import UnsupportedError, UsageError
+from recon.gpt2.modules import base
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a forward pass returned, by name; None where it returned nothing."""
+
+    hidden_states: tuple[Tensor | None, ...] | None
+    last_hidden_state: Tensor | None
+    logits: Tensor | None
+    attentions: tuple[Tensor | None, ...] | None
+    cross_attentions: tuple[Tensor | None, ...] | None
+    cache: tuple[tuple[Tensor, Tensor], ...] | None
+
+    @classmethod
+    def of(cls, output: Any) -> Reference:
+        """Read a ModelOutput; raises UnsupportedError for a plain tuple."""
+        if isinstance(output, tuple | Tensor):
+            raise UnsupportedError(
+                "the model returned a plain tuple; call it with return_dict=True"
+            )
+        return cls(
+            hidden_states=output.get("hidden_states"),
+            last_hidden_state=output.get("last_hidden_state"),
+            logits=output.get("logits"),
+            attentions=output.get("attentions"),
+            cross_attentions=output.get("cross_attentions"),
+            cache=_cache_contents(output.get("past_key_values")),
+        )
+
+
+def _cache_contents(cache: Any) -> tuple[tuple[Tensor, Tensor], ...] | None:
+    if cache is None:
+        return None
+    cache = getattr(cache, "self_attention_cache", cache)
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+def reference(model: nn.Module, inputs: Mapping[str, Any]) -> Reference:
+    """Run the model, asking for hidden states and, where it has any, patterns."""
+    asks = {"output_hidden_states": True, "return_dict": True}
+    if base(model).config._attn_implementation == "eager":
+        asks["output_attentions"] = True
+    # A cache is written by the pass: the caller's stays as it is.
+    own = {
+        k: copy.deepcopy(v) if k == "past_key_values" else v for k, v in inputs.items()
+    }
+    return Reference.of(model(**{**asks, **own}))
+
+
+@contextmanager
+def hooks_of_its_own(model: nn.Module) -> Iterator[None]:
+    """Take away, at the end, the capturing hooks that transformers adds meanwhile.
+
+    From version 5 the first request for hidden states leaves a hook on every block
+    and attention for good. Who asks on a user's model puts them back.
+    """
+    modules = list(model.modules())
+    before = [set(m._forward_hooks) for m in modules]
+    flagged = [m for m in modules if "_output_capturing_hooks_installed" in m.__dict__]
+    try:
+        yield
+    finally:
+        for module, known in zip(modules, before, strict=True):
+            for key, hook in list(module._forward_hooks.items()):
+                if key not in known and is_own_capture(hook):
+                    del module._forward_hooks[key]
+        for module in modules:
+            if module not in flagged:
+                module.__dict__.pop("_output_capturing_hooks_installed", None)
+
+
+def is_own_capture(hook: object) -> bool:
+    """Whether a forward hook is one that transformers collects its outputs with."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
+
+
+def hidden_states_problem(model: nn.Module) -> str:
+    """Say why hidden states will be missing, if one can know before asking."""
+    body = base(model)
+    installed = body.__dict__.get("_output_capturing_hooks_installed", False)
+    lost = [
+        f"h.{i}"
+        for i, block in enumerate(body.h)
+        if not any(is_own_capture(hook) for hook in block._forward_hooks.values())
+    ]
+    if not (installed and lost):
+        return ""
+    return (
+        f"transformers' own capturing hooks were cleared from {', '.join(lost[:4])}"
+        f"{' ...' if len(lost) > 4 else ''}: hidden_states comes back short or empty, "
+        "without an error, until the model is loaded anew"
+    )
+
+
+def require_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raise UsageError for inputs that this model cannot take, in one line."""
+    config = base(model).config
+    ids, embeddings = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    if (ids is None) == (embeddings is None):
+        raise UsageError("give either input_ids or inputs_embeds")
+    name, given = (
+        ("input_ids", ids) if ids is not None else ("inputs_embeds", embeddings)
+    )
+    wanted = 2 if ids is not None else 3
+    if not isinstance(given, Tensor) or given.ndim != wanted:
+        shape = (
+            tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        )
+        axes = "(batch, tokens)" if wanted == 2 else "(batch, tokens, width)"
+        raise UsageError(f"{name}: expected a tensor of shape {axes}, found {shape}")
+    if not given.shape[0] or not given.shape[1]:
+        raise UsageError(f"{name} is empty, shape {tuple(given.shape)}: nothing to run")
+    if ids is not None:
+        _require_range("token id", ids, config.vocab_size)
+    past = inputs.get("past_key_values")
+    seen = int(past.get_seq_length()) if past is not None else 0
+    if inputs.get("position_ids") is not None:
+        _require_range("position", inputs["position_ids"], config.n_positions)
+    elif seen + given.shape[1] > config.n_positions:
+        raise UsageError(
+            f"the prompt has {seen + given.shape[1]} tokens, but the context of this "
+            f"model is {config.n_positions}; shorten it"
+        )
+    if (
+        inputs.get("encoder_hidden_states") is not None
+        and not config.add_cross_attention
+    ):
+        raise UsageError(
+            "encoder_hidden_states given, but the model has no cross-attention"
+        )
+
+
+def _require_range(what: str, ids: Tensor, size: int) -> None:
+    outside = ids[(ids < 0) | (ids >= size)]
+    if outside.numel():
+        raise UsageError(
+            f"{what} {int(outside[0])} is out of range: this model has 0 to {size - 1}"
+        )

@@ -1,0 +1,56 @@
+"""How a model is to be hooked: an architecture says it, the recorder does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from recon.facts import Facts
+from recon.sites import Site
+
+Port: TypeAlias = Literal["input", "output", "weights"]
+Read: TypeAlias = tuple[Site, Port]
+Note: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One hook: the module, and the sites visible in its input and output.
+
+    ``again`` names what a second firing in one pass means. ``note`` returns facts of
+    the call, without which the sites that it ``informs`` cannot be derived. A module
+    that is not ``required`` may rest in a pass.
+    """
+
+    path: str
+    module: nn.Module
+    reads: tuple[Read, ...]
+    again: tuple[Read, ...] = ()
+    note: Note | None = None
+    informs: tuple[Site, ...] = ()
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The taps of one model, and how the facts of a pass are had.
+
+    ``begin`` is called with the root's arguments before the pass and ``end`` after
+    it; ``facts`` turns both, and the taps' notes by path, into Facts, later, and
+    ``present`` gives a captured tensor the shape that the vocabulary promises.
+    """
+
+    root: nn.Module
+    taps: tuple[Tap, ...]
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    end: Callable[[], Any]
+    facts: Callable[[Any, Any, Mapping[str, list[Any]]], Facts]
+    present: Callable[[Site, Tensor], Tensor]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site that some tap can see."""
+        return tuple(s for tap in self.taps for s, _ in (*tap.reads, *tap.again))

@@ -1,0 +1,424 @@
+"""Capture: the only module that registers hooks. It knows no model.
+
+A recorder puts one forward hook on each module of a ``Plan`` and keeps what the hook
+sees, by reference. Nothing is computed while the model runs; a ``Trace`` is put
+together when it is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from recon.errors import BudgetError, CaptureError, UsageError
+from recon.plan import Plan, Port, Read, Tap
+from recon.sites import Site, all_sites, select
+from recon.trace import Trace, held_bytes, sources
+
+Keep: TypeAlias = Literal["last", "all"]
+Positions: TypeAlias = Sequence[int] | slice | Tensor | int
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to keep of each pass, and how; see ``recon.capture``."""
+
+    sites: str | Iterable[str] | None = None
+    positions: Positions | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    clone: bool = False
+    grad: bool = False
+    keep: Keep = "last"
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("last", "all"):
+            raise UsageError(f"keep={self.keep!r}: expected 'last' or 'all'")
+        if self.budget is not None and self.budget <= 0:
+            raise UsageError(
+                f"budget={self.budget}: expected a number of bytes above 0"
+            )
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise UsageError(f"dtype={self.dtype}: expected a floating-point dtype")
+
+    @property
+    def altered(self) -> str:
+        """How captured tensors differ from the run's, in words; empty if not."""
+        changes = [f"dtype={self.dtype}" if self.dtype else ""]
+        changes += ["positions=" if self.positions is not None else ""]
+        return ", ".join(change for change in changes if change)
+
+
+@dataclass(eq=False)
+class _Pass:
+    """One forward pass while it is being recorded."""
+
+    run: int
+    thread: int
+    start: Any
+    calls: list[list[tuple[Tensor | None, ...]]]
+    notes: dict[str, list[Any]] = field(default_factory=dict)
+    end: Any = None
+    running: bool = True
+    failure: str | None = None
+    positions: tuple[int, ...] | None = None
+    charged: dict[int, int] = field(default_factory=dict)
+
+    def tensors(self) -> Iterable[Tensor]:
+        return (
+            t for taps in self.calls for call in taps for t in call if t is not None
+        )
+
+
+class _Thread(threading.local):
+    """The passes under way in the current thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Pass] = []
+        self.current: _Pass | None = None
+
+
+class Recorder:
+    """Records every forward pass of a model between enter and exit.
+
+    Made by ``recon.capture``. One recorder serves many passes, threads and enters; it
+    leaves the model as it was, also after an exception.
+    """
+
+    def __init__(self, plan: Plan, options: Options) -> None:
+        self._plan = plan
+        self._options = options
+        self._wanted, self._taps = _narrow(plan, options.sites)
+        self._threads = _Thread()
+        self._passes: list[_Pass] = []
+        self._built: dict[int, Trace] = {}
+        self._count = 0
+        self._hooks: ExitStack | None = None
+        self._lock = threading.Lock()
+
+    # -- life ------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self._hooks is not None:
+            raise UsageError(
+                "this recorder is on already; leave it before entering again"
+            )
+        self._threads = _Thread()
+        with ExitStack() as hooks:
+            root = self._plan.root
+            _add(hooks, root.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for place, tap in enumerate(self._taps):
+                _add(
+                    hooks,
+                    tap.module.register_forward_hook(
+                        self._listener(place, tap), with_kwargs=True
+                    ),
+                )
+            _add(hooks, root.register_forward_hook(self._end, always_call=True))
+            self._hooks = hooks.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.close()
+        for one in self._passes:
+            if one.running:
+                one.running = False
+                one.failure = kind.__name__ if kind else "interrupted"
+        self._threads = _Thread()
+
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        mine = self._threads
+        one = _Pass(
+            run=self._next_run(),
+            thread=threading.get_ident(),
+            start=self._plan.begin(args, kwargs),
+            calls=[[] for _ in self._taps],
+        )
+        if self._options.keep == "last" and not mine.stack:
+            self._forget(one.thread)
+        with self._lock:
+            self._passes.append(one)
+        mine.stack.append(one)
+        mine.current = one
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        mine = self._threads
+        if not mine.stack:
+            return
+        one = mine.stack.pop()
+        mine.current = mine.stack[-1] if mine.stack else None
+        one.running = False
+        if output is None:
+            # An always-called hook sees no output when the pass raised.
+            one.failure = _error_in_words(sys.exc_info()[1])
+        else:
+            one.end = self._plan.end()
+
+    def _next_run(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count - 1
+
+    def _forget(self, thread: int) -> None:
+        with self._lock:
+            gone = [p for p in self._passes if p.thread == thread]
+            self._passes = [p for p in self._passes if p.thread != thread]
+            for one in gone:
+                self._built.pop(one.run, None)
+
+    # -- what a hook does ------------------------------------------------------
+
+    def _listener(self, place: int, tap: Tap) -> Callable[..., None]:
+        keepers = {s: self._keeper(s, port) for s, port in (*tap.reads, *tap.again)}
+        threads, note, path = self._threads, tap.note, tap.path
+
+        def listen(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+        ) -> None:
+            one = threads.current
+            if one is None:
+                return
+            calls = one.calls[place]
+            reads = tap.again if calls else tap.reads
+            kept = []
+            for seen, port in reads:
+                tensor = _look(port, args, kwargs, output)
+                kept.append(None if tensor is None else keepers[seen](one, tensor))
+            calls.append(tuple(kept))
+            if note is not None:
+                one.notes.setdefault(path, []).append(
+                    note(module, args, kwargs, output)
+                )
+
+        return listen
+
+    def _keeper(self, seen: Site, port: Port) -> Callable[[_Pass, Tensor], Tensor]:
+        """Return what turns a tensor of the run into the one to keep."""
+        options = self._options
+        plain = options.positions is None and options.budget is None
+        if plain and not (options.dtype or options.device or options.clone):
+            return _as_is if options.grad else _detached
+        whole = options.positions is None or seen.part == "cross.kv"
+        axis = 2 if port == "weights" else 1
+
+        def keep(one: _Pass, tensor: Tensor) -> Tensor:
+            kept = tensor if options.grad else tensor.detach()
+            if not whole:
+                rows = _rows(options.positions, kept.shape[axis], seen)
+                one.positions = tuple(rows)
+                kept = kept.index_select(axis, torch.tensor(rows, device=kept.device))
+            if options.dtype is not None or options.device is not None:
+                kept = kept.to(device=options.device, dtype=options.dtype or kept.dtype)
+            if options.clone and kept.data_ptr() == tensor.data_ptr():
+                kept = kept.clone()
+            if options.budget is not None:
+                self._charge(seen, one, kept)
+            return kept
+
+        return keep
+
+    def _charge(self, seen: Site, one: _Pass, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in one.charged:
+            return
+        held = sum(sum(other.charged.values()) for other in self._passes)
+        budget = self._options.budget or 0
+        if held + storage.nbytes() > budget:
+            raise BudgetError(str(seen), held, storage.nbytes(), budget)
+        one.charged[storage.data_ptr()] = storage.nbytes()
+
+    @staticmethod
+    def _held(passes: Iterable[_Pass]) -> int:
+        return held_bytes(t for one in passes for t in one.tensors())
+
+    # -- what was recorded -----------------------------------------------------
+
+    @property
+    def trace(self) -> Trace:
+        """The last pass of this thread, frozen.
+
+        Raises CaptureError if there was none, or if a hooked module never ran in it.
+        """
+        mine = [p for p in self._passes if p.thread == threading.get_ident()]
+        if not mine:
+            raise CaptureError(self._nothing())
+        trace = self._build(max(mine, key=lambda one: one.run))
+        if trace.complete and trace.never_ran:
+            raise CaptureError(never_ran(trace))
+        return trace
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """All kept passes of all threads, in the order in which they began."""
+        return tuple(
+            self._build(one) for one in sorted(self._passes, key=lambda p: p.run)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the captures keep alive; shared storages count once."""
+        return self._held(self._passes)
+
+    def clear(self) -> None:
+        """Drop all finished passes and their tensors."""
+        with self._lock:
+            self._passes = [one for one in self._passes if one.running]
+            self._built.clear()
+
+    def _nothing(self) -> str:
+        root = type(self._plan.root).__name__
+        if self._passes:
+            return (
+                f"no pass of {root} ran in this thread, {len(self._passes)} ran in "
+                "others: see recorder.traces"
+            )
+        return (
+            f"no forward pass of {root} was recorded: call the model itself, inside "
+            "the with block (calling one of its submodules is not a pass of it)"
+        )
+
+    def _build(self, one: _Pass) -> Trace:
+        if one.run not in self._built:
+            trace = self._assemble(one)
+            if one.running:
+                return trace
+            self._built[one.run] = trace
+        return self._built[one.run]
+
+    def _assemble(self, one: _Pass) -> Trace:
+        tensors: dict[Site, Tensor] = {}
+        never, repeated = [], []
+        for tap, calls in zip(self._taps, one.calls, strict=True):
+            if not calls and tap.required:
+                never.append(tap.path)
+            if len(calls) > 1 + bool(tap.again):
+                repeated.append(f"{tap.path} fired {len(calls)} times")
+            for reads, call in zip((tap.reads, tap.again), calls, strict=False):
+                tensors |= {
+                    s: self._plan.present(s, t)
+                    for (s, _), t in zip(reads, call, strict=False)
+                    if t is not None
+                }
+        return Trace(
+            run=one.run,
+            tensors=dict(sorted(tensors.items())),
+            facts=self._plan.facts(one.start, one.end, one.notes),
+            wanted=self._wanted,
+            positions=one.positions,
+            altered=self._options.altered,
+            never_ran=tuple(never),
+            repeated=tuple(repeated),
+            failure="still running" if one.running else one.failure,
+            thread=one.thread,
+        )
+
+    def __repr__(self) -> str:
+        state = "on" if self._hooks is not None else "off"
+        return (
+            f"Recorder({type(self._plan.root).__name__}, {state}, "
+            f"{len(self._passes)} runs kept, {self.nbytes:,} bytes held)"
+        )
+
+
+def never_ran(trace: Trace) -> str:
+    """Say which hooked modules did not run in a pass, and what that may mean."""
+    first, *others = trace.never_ran
+    more = f" (and {len(others)} more modules)" if others else ""
+    return (
+        f"{first}{more} was hooked but never ran, though {len(trace.tensors)} sites "
+        "were captured; was the block replaced or compiled after capture began?"
+    )
+
+
+def _narrow(
+    plan: Plan, patterns: str | Iterable[str] | None
+) -> tuple[frozenset[Site] | None, tuple[Tap, ...]]:
+    """Keep only the taps that the wanted sites need; None wants everything."""
+    if patterns is None:
+        return None, plan.taps
+    depth = 1 + max(s.layer or 0 for s in plan.sites)
+    visible = set(plan.sites)
+    known = [s for s in all_sites(depth) if s in visible or visible & set(sources(s))]
+    wanted = frozenset(select(patterns, known))
+    needed = wanted | {s for w in wanted for s in sources(w)}
+    narrowed = (
+        replace(tap, reads=_only(tap.reads, needed), again=_only(tap.again, needed))
+        for tap in plan.taps
+    )
+    taps = (t for t in narrowed if t.reads or t.again or wanted & set(t.informs))
+    return wanted, tuple(taps)
+
+
+def _only(reads: tuple[Read, ...], needed: frozenset[Site]) -> tuple[Read, ...]:
+    return tuple(read for read in reads if read[0] in needed)
+
+
+def _add(hooks: ExitStack, handle: RemovableHandle) -> None:
+    hooks.callback(handle.remove)
+
+
+def _look(
+    port: Port, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Tensor | None:
+    """Return the tensor at a port; a tuple's first element is the output proper."""
+    if port == "input":
+        value = args[0] if args else next(iter(kwargs.values()), None)
+    elif port == "output":
+        value = output[0] if isinstance(output, tuple) else output
+    else:
+        value = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _as_is(one: _Pass, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _detached(one: _Pass, tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _rows(positions: Positions | None, length: int, seen: Site) -> list[int]:
+    """Resolve ``positions`` to row numbers of an axis of ``length`` tokens."""
+    if isinstance(positions, slice):
+        return list(range(length))[positions]
+    if isinstance(positions, Tensor):
+        asked: list[int] = positions.flatten().tolist()
+    else:
+        asked = [positions] if isinstance(positions, int) else list(positions or ())
+    outside = [p for p in asked if not -length <= p < length]
+    if outside:
+        raise CaptureError(
+            f"{seen}: positions={outside} asked for, but this pass has {length} tokens"
+        )
+    return [p % length for p in asked]
+
+
+def _error_in_words(error: BaseException | None) -> str:
+    """Name an error in one line; the error itself would keep its frames alive."""
+    if error is None:
+        return "it raised"
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__

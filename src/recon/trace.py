@@ -1,0 +1,206 @@
+"""What one run recorded: plain, frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recon.errors import CaptureError
+from recon.facts import Facts
+from recon.ops import Attention, Slice
+from recon.sites import Site, site
+
+Origin = Literal["captured", "view", "derived", "given"]
+
+_PIECES = {
+    "attn.q": ("attn.qkv", 0, 3),
+    "attn.k": ("attn.qkv", 1, 3),
+    "attn.v": ("attn.qkv", 2, 3),
+    "cross.k": ("cross.kv", 0, 2),
+    "cross.v": ("cross.kv", 1, 2),
+}
+_SOURCES = {part: (source,) for part, (source, _, _) in _PIECES.items()} | {
+    "attn.scores": ("attn.qkv",),
+    "attn.pattern": ("attn.qkv",),
+    "cross.scores": ("cross.q", "cross.kv"),
+    "cross.pattern": ("cross.q", "cross.kv"),
+}
+
+
+def sources(wanted: Site) -> tuple[Site, ...]:
+    """Return the captured sites that ``wanted`` can be had from, itself excluded."""
+    return tuple(wanted.at(part) for part in _SOURCES.get(wanted.part, ()))
+
+
+@dataclass(frozen=True, eq=False)
+class Trace(Mapping[Site | str, Tensor]):
+    """The tensors of one forward pass, and the facts needed to check them.
+
+    ``trace["h.3.attn.q"]`` accepts every vocabulary's names. q, k and v are views of
+    what c_attn returned; scores, and the pattern of a fused kernel, are computed on
+    demand (``origin`` tells). ``run`` counts the passes of one recorder from 0.
+    """
+
+    run: int
+    tensors: Mapping[Site, Tensor]
+    facts: Facts
+    wanted: frozenset[Site] | None = None
+    positions: tuple[int, ...] | None = None
+    altered: str = ""
+    never_ran: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    failure: str | None = None
+    thread: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the pass ran to its end."""
+        return self.failure is None
+
+    def __getitem__(self, name: Site | str) -> Tensor:
+        """Return the tensor at a site; shapes stand in ``recon.sites``.
+
+        Raises UnknownSiteError for a name that is no site, CaptureError (a KeyError
+        too) for a site that this trace does not hold and cannot derive.
+        """
+        wanted = site(name)
+        held = self.tensors.get(wanted, self.facts.given.get(wanted))
+        if held is not None:
+            return held
+        if self.origin(wanted) in ("view", "derived"):
+            return self._derive(wanted)
+        raise SiteNotHeldError(wanted, self)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str | Site) and self.origin(site(name)) is not None
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site this trace can show, in order of computation."""
+        views = {
+            place.at(part)
+            for place in self.tensors
+            for part, needed in _SOURCES.items()
+            if place.part in needed
+        }
+        shown = {
+            s
+            for s in {*self.tensors, *self.facts.given, *views}
+            if self.origin(s) is not None
+        }
+        return tuple(sorted(shown if self.wanted is None else shown & self.wanted))
+
+    def origin(self, name: Site | str) -> Origin | None:
+        """Say whether a site was captured, is a view of one, or is derived.
+
+        ``given`` is a tensor that the caller handed in (``inputs_embeds``); None means
+        that the trace does not hold the site.
+        """
+        wanted = site(name)
+        if wanted in self.tensors:
+            return "captured"
+        if wanted in self.facts.given:
+            return "given"
+        if (
+            wanted.part in _PIECES
+            and wanted.at(_PIECES[wanted.part][0]) in self.tensors
+        ):
+            return "view"
+        return "derived" if self._derivable(wanted) else None
+
+    def _derivable(self, wanted: Site) -> bool:
+        if wanted.part not in _SOURCES or self.positions is not None:
+            return False
+        call = self.attention(wanted)
+        if call is None or (call.dropout and wanted.part.endswith("pattern")):
+            return False
+        needed = [
+            s for s in sources(wanted) if s.part != "cross.kv" or call.keys is None
+        ]
+        return all(s in self.tensors for s in needed)
+
+    def attention(self, near: Site) -> Attention | None:
+        """Return what the self- or cross-attention at a site received."""
+        return self.facts.attention.get(near.at(near.part.split(".")[0] + "_out"))
+
+    def _derive(self, wanted: Site) -> Tensor:
+        if wanted.part in _PIECES:
+            source, piece, parts = _PIECES[wanted.part]
+            return Slice(piece, parts, self.facts.heads)(
+                self.tensors[wanted.at(source)]
+            )
+        call = self.attention(wanted)
+        assert call is not None
+        kind = wanted.part.split(".")[0]
+        q = self[wanted.at(f"{kind}.q")]
+        k = self[wanted.at(f"{kind}.k")] if call.keys is None else call.keys
+        with torch.no_grad(), self.arithmetic():
+            return (
+                call.scores(q, k)
+                if wanted.part.endswith("scores")
+                else call.pattern(q, k)
+            )
+
+    def arithmetic(self) -> torch.autocast:
+        """Return the autocast context under which this pass ran."""
+        env = self.facts.environment
+        kind = torch.device(env.device).type
+        return torch.autocast(kind, env.autocast, enabled=env.autocast is not None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory this trace keeps alive; shared storages count once."""
+        return held_bytes(self.tensors.values())
+
+    def replace(self, name: Site | str, tensor: Tensor) -> Trace:
+        """Return a trace that differs at one site; this one stays as it is."""
+        return replace(self, tensors={**self.tensors, site(name): tensor})
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else f", incomplete: {self.failure}"
+        return f"Trace(run={self.run}, {len(self)} sites, {self.nbytes:,} bytes{state})"
+
+
+class SiteNotHeldError(CaptureError, KeyError):
+    """A trace was asked for a site that it does not hold."""
+
+    def __init__(self, wanted: Site, trace: Trace) -> None:
+        self.site = wanted
+        if not trace.complete:
+            why = f"the pass did not finish ({trace.failure})"
+        elif trace.wanted is not None and wanted not in trace.wanted:
+            why = "capture was asked for other sites (sites=)"
+        elif trace.positions is not None and wanted.part in _SOURCES:
+            why = "it cannot be derived from a subset of the positions"
+        else:
+            why = "this pass does not compute it, or its inputs were not captured"
+        self.text = f"{wanted} is not in the trace of run {trace.run}: {why}"
+        super().__init__(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the distinct storages behind ``tensors``."""
+    return sum(
+        {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in tensors
+        }.values()
+    )
