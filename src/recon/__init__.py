@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from recon.ledger import reconstruct as reconstruct
     from recon.models import load_model as load_model
     from recon.recorder import Recorder as Recorder
+    from recon.results import Report as Report
     from recon.sites import Site as Site
     from recon.sites import site as site
     from recon.trace import Trace as Trace
-    from recon.verification import Report as Report
     from recon.verification import verify as verify
     from recon.verification import verify_trace as verify_trace
 
@@ -49,7 +49,7 @@ _HOME = {
     "Site": "sites",
     "site": "sites",
     "Trace": "trace",
-    "Report": "verification",
+    "Report": "results",
     "verify": "verification",
     "verify_trace": "verification",
 }

@@ -12,6 +12,13 @@ from torch import Tensor
 from recon.ops import kept
 
 Verdict: TypeAlias = Literal["exact", "rounding", "diverged", "missing", "unverified"]
+_FROM_BEST: tuple[Verdict, ...] = (
+    "exact",
+    "rounding",
+    "unverified",
+    "missing",
+    "diverged",
+)
 PASSES: frozenset[str] = frozenset({"exact", "rounding"})
 
 _ORDERED_AS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -27,7 +34,9 @@ class Check:
     ``max_abs`` is the largest absolute error, at ``index``; ``max_ulp`` the largest
     distance in units in the last place of the captured dtype. Both are None where
     nothing could be compared; ``reason`` then says why. ``excluded`` counts the rows
-    left out because they may attend to no key.
+    left out because they may attend to no key. ``bound_ratio`` is the largest error
+    over its bound, ``sharpness`` the size, relative to its row's root mean square, from
+    which a fault at any one element is certain to be caught.
     """
 
     site: str
@@ -40,11 +49,19 @@ class Check:
     reason: str = ""
     allowed: float | None = None
     excluded: int = 0
+    bound_ratio: float | None = None
+    sharpness: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the check holds; only a proof counts, not an absence."""
         return self.verdict in PASSES
+
+    @property
+    def severity(self) -> tuple[int, float, int]:
+        """Sorts checks from exact to worst; no measure counts as the worst."""
+        error = math.inf if self.max_abs is None else self.max_abs
+        return _FROM_BEST.index(self.verdict), error, self.max_ulp or 0
 
     def describe(self) -> str:
         """Say in one line what was found, where, and what was expected."""
@@ -93,6 +110,12 @@ def compare(
     excluded = 0
     if idle is not None and (rows := int(idle.sum())):
         excluded = rows
+        if rows == idle.numel():
+            return verdict(
+                "unverified",
+                excluded=rows,
+                reason="no row may attend to any key: nothing to compare",
+            )
         expected = expected.masked_fill(idle[..., None], 0)
         found = found.masked_fill(idle[..., None], 0)
     broken = ~torch.isfinite(found)
@@ -145,20 +168,27 @@ def ulps(a: Tensor, b: Tensor) -> Tensor:
         lowest = torch.iinfo(as_int).min
         return torch.where(bits < 0, lowest - bits, bits)
 
-    return (rank(a) - rank(b)).abs()
+    high, low = rank(a), rank(b)
+    apart = high - low
+    # Float64 of opposite signs may be 2**63 or more apart: the count then saturates.
+    wrapped = (high >= low) != (apart >= 0)
+    return torch.where(wrapped, torch.iinfo(torch.int64).max, apart.abs())
 
 
 def _as_dropped(expected: Tensor, found: Tensor, p: float) -> tuple[Tensor, str]:
     """Expect 0 where zeros were found, else the scaled value; judge their share."""
     scaled = kept(expected, p)
     alive = scaled != 0
-    count, survived = int(alive.sum()), int((alive & (found != 0)).sum())
-    share = 1.0 - p
-    slack = math.sqrt(count / 2 * math.log(2 / _DROPOUT_CHANCE))
-    odd = ""
-    if abs(survived - count * share) > slack:
-        odd = f"dropout p={p} kept {survived} of {count} elements"
+    odd = odd_share(int(alive.sum()), int((alive & (found != 0)).sum()), p)
     return torch.where(found == 0, torch.zeros_like(scaled), scaled), odd
+
+
+def odd_share(count: int, survived: int, p: float) -> str:
+    """Say if dropout of probability ``p`` cannot have left that many of ``count``."""
+    slack = math.sqrt(count / 2 * math.log(2 / _DROPOUT_CHANCE))
+    if p == 0 or abs(survived - count * (1.0 - p)) <= slack:
+        return ""
+    return f"dropout p={p} kept {survived} of {count} elements"
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:

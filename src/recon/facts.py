@@ -14,7 +14,12 @@ from recon.sites import Site
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and with what a pass ran; everything that may change its bits."""
+    """Where and with what a pass ran; everything that may change its bits.
+
+    ``product_rounding`` is the roundoff of a product's operands where float32 products
+    are not computed in float32; ``reduced`` says that half-precision products may be
+    summed in half precision.
+    """
 
     architecture: str
     torch: str
@@ -26,14 +31,17 @@ class Environment:
     training: bool
     grad: bool
     threads: int
+    product_rounding: float = 0.0
+    reduced: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
     """One pass in figures: sizes, weights and what each attention received.
 
-    ``makers`` holds, for a site that has weights, the op that makes it; ``dropout``
-    the active probability at each site that comes out of a dropout; ``tied_last``
+    ``shape`` is B, T of the tokens. ``makers`` holds, for a site that has weights, the
+    op that makes it; ``dropout`` the active probability at each site that comes out of
+    a dropout; ``tied_last``
     whether the last hidden state is the output of the final LayerNorm; ``given`` the
     tensors that the caller handed in instead of a site, ``encoder`` the encoder states
     that each cross-attention made its keys and values from.
@@ -44,6 +52,7 @@ class Facts:
     heads: int
     width: int
     tied_last: bool
+    shape: tuple[int, ...]
     makers: Mapping[Site, Lookup | LayerNorm | Linear | Unembed | Activation]
     attention: Mapping[Site, Attention]
     dropout: Mapping[Site, float]

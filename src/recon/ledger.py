@@ -41,7 +41,7 @@ def reconstruct(
     with torch.no_grad(), trace.arithmetic():
         states = list(_residual_stream(trace, granularity))
         if trace.facts.tied_last:
-            states[-1] = _final_norm(trace)(states[-1])
+            states[-1] = final_norm(trace)(states[-1])
     return tuple(states)
 
 
@@ -103,6 +103,13 @@ def _residual_stream(trace: Trace, granularity: Granularity) -> Iterator[Hidden]
 
 def _terms(trace: Trace) -> Iterator[tuple[Site, Tensor]]:
     """Yield the embeddings, then each block's updates, in the order of the sums."""
+    yield from embeddings(trace)
+    for layer in range(trace.facts.depth):
+        yield from updates(trace, layer)
+
+
+def embeddings(trace: Trace) -> Iterator[tuple[Site, Tensor]]:
+    """Yield what the stream starts from, in the order of the sum."""
     if trace.facts.dropout[Site("embed")]:
         # Dropout came between: only what it let through can be added up.
         yield Site("embed"), trace["embed"]
@@ -110,14 +117,18 @@ def _terms(trace: Trace) -> Iterator[tuple[Site, Tensor]]:
         for place in (Site("wte"), Site("wpe"), Site("token_type")):
             if place.part != "token_type" or place in trace.facts.makers:
                 yield place, trace[place]
-    for layer in range(trace.facts.depth):
-        yield Site("attn_out", layer), trace[Site("attn_out", layer)]
-        if Site("cross_out", layer) in trace.facts.attention:
-            yield Site("cross_out", layer), trace[Site("cross_out", layer)]
-        yield Site("mlp_out", layer), trace[Site("mlp_out", layer)]
 
 
-def _final_norm(trace: Trace) -> LayerNorm:
+def updates(trace: Trace, layer: int) -> Iterator[tuple[Site, Tensor]]:
+    """Yield what one block adds to the stream, in the model's order."""
+    yield Site("attn_out", layer), trace[Site("attn_out", layer)]
+    if Site("cross_out", layer) in trace.facts.attention:
+        yield Site("cross_out", layer), trace[Site("cross_out", layer)]
+    yield Site("mlp_out", layer), trace[Site("mlp_out", layer)]
+
+
+def final_norm(trace: Trace) -> LayerNorm:
+    """Return the LayerNorm that the last state goes through if it is tied."""
     norm = trace.facts.makers[Site("ln_f")]
     assert isinstance(norm, LayerNorm)
     return norm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -98,9 +98,12 @@ def load_model(
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.device(name)
+        place = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"device {name!r}: {_first_line(error)}") from error
+    if place.type == "meta":
+        raise UsageError("device 'meta' computes shapes only: nothing to verify")
+    return place
 
 
 def _pretrained(
@@ -205,14 +208,67 @@ def _first_line(error: BaseException) -> str:
     )
 
 
+# -- without weights -----------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """A model without weights, which can run, but computes shapes only.
+
+    ``sizes`` are the letters of ``recon.sites``; ``inputs`` make every site fire that
+    the model has.
+    """
+
+    model: PreTrainedModel
+    sizes: Mapping[str, int]
+    inputs: Mapping[str, Tensor]
+
+
+def skeleton(name: str = BUNDLED) -> Skeleton:
+    """Build what ``load_model`` would load, from its config alone; raises alike."""
+    if name.startswith("random:"):
+        config: Any = _random_config(name.removeprefix("random:"))
+        kind: type[PreTrainedModel] = GPT2LMHeadModel
+    else:
+        source = str(BUNDLED_PATH) if name == BUNDLED else name
+        _require_reachable(source, name)
+        with _quiet():
+            config = _config(source, name)
+        kind = _class(config, name)
+    with torch.device("meta"):
+        model = kind(config)
+        ids = torch.zeros(1, 1, dtype=torch.long)
+        inputs = {"input_ids": ids, "token_type_ids": ids}
+        if config.add_cross_attention:
+            inputs["encoder_hidden_states"] = torch.zeros(1, 1, config.n_embd)
+    sizes = {
+        "D": config.n_embd,
+        "H": config.n_head,
+        "d": config.n_embd // config.n_head,
+        "M": config.n_inner or 4 * config.n_embd,
+        "V": config.vocab_size,
+    }
+    model.train(False)
+    return Skeleton(model, sizes, inputs)
+
+
 # -- random weights ------------------------------------------------------------
 
 
 def _random(size: str, attention: str | None, seed: int) -> PreTrainedModel:
+    config = _random_config(size)
+    config._attn_implementation = attention or "sdpa"
+    with torch.random.fork_rng([]):
+        model = GPT2LMHeadModel(config)
+    perturb(model, seed)
+    return model
+
+
+def _random_config(size: str) -> GPT2Config:
     if size not in RANDOM_SIZES:
+        known = ", ".join(RANDOM_SIZES)
         raise UsageError(
-            f"random:{size} is unknown; expected random: and one of "
-            f"{', '.join(RANDOM_SIZES)}"
+            f"random:{size} is unknown; expected random: and one of {known}"
         )
     options: dict[str, Any] = dict(RANDOM_SIZES[size])
     if size == "tiny":
@@ -221,12 +277,7 @@ def _random(size: str, attention: str | None, seed: int) -> PreTrainedModel:
             "bos_token_id": 0,
             "eos_token_id": 0,
         }
-    config = GPT2Config(**options)
-    config._attn_implementation = attention or "sdpa"
-    with torch.random.fork_rng([]):
-        model = GPT2LMHeadModel(config)
-    perturb(model, seed)
-    return model
+    return GPT2Config(**options)
 
 
 def perturb(model: PreTrainedModel, seed: int = 0) -> None:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Heads: TypeAlias = Float[Tensor, "batch heads seq head_width"]
+Keys: TypeAlias = Float[Tensor, "batch heads keys head_width"]
 Scores: TypeAlias = Float[Tensor, "batch heads seq keys"]
 
 
@@ -163,8 +164,9 @@ class Attention:
 
     ``scaling`` multiplies the products (None: the fused kernel's own 1/sqrt(d)), or
     ``divisors`` divide them in turn, each first rounded to the scores' dtype or not.
-    ``mask`` is additive, or boolean with True for
-    *may attend*. ``hides_later`` says that causality is the kernel's, not the mask's;
+    ``mask`` is additive, or for sdpa boolean, with True for *may attend* (eager
+    attention adds even that). ``hides_later`` says that causality is the kernel's,
+    not the mask's;
     ``fills_later`` that scores above the diagonal are overwritten before the mask is
     added. ``keys`` and ``values`` (B H S d) are those of the cache, present and past.
     ``dropout`` is the active probability, 0 in eval mode.
@@ -184,7 +186,7 @@ class Attention:
     rng: tuple[Tensor, ...] = ()
     backends: tuple[bool, ...] = ()
 
-    def scores(self, q: Heads, k: Heads) -> Scores:
+    def scores(self, q: Heads, k: Keys) -> Scores:
         """Return scaled and masked scores (B H T S), in the dtype of the softmax."""
         raw = self._upcast(q, k) if self.kernel == "upcast" else self._scaled(q, k)
         if self.fills_later or self.hides_later:
@@ -192,11 +194,11 @@ class Attention:
             raw = raw.masked_fill(~shown, torch.finfo(raw.dtype).min)
         if self.mask is None:
             return raw
-        if self.mask.dtype == torch.bool:
+        if self.mask.dtype == torch.bool and self.kernel == "sdpa":
             return raw.masked_fill(~self.mask, torch.finfo(raw.dtype).min)
         return raw + self.mask[..., : raw.shape[-1]]
 
-    def _scaled(self, q: Heads, k: Heads) -> Scores:
+    def _scaled(self, q: Heads, k: Keys) -> Scores:
         raw = torch.matmul(q, k.transpose(-1, -2))
         if self.scaling is not None:
             raw = raw * self.scaling
@@ -206,7 +208,7 @@ class Attention:
             raw = raw / (raw.new_full([], divisor) if rounded else divisor)
         return raw
 
-    def _upcast(self, q: Heads, k: Heads) -> Scores:
+    def _upcast(self, q: Heads, k: Keys) -> Scores:
         batch, heads, seq, width = q.shape
         left = q.reshape(-1, seq, width).float()
         right = k.transpose(-1, -2).reshape(-1, width, k.shape[2]).float()
@@ -221,7 +223,7 @@ class Attention:
         ones = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
         return ones.tril(later)
 
-    def pattern(self, q: Heads, k: Heads) -> Scores:
+    def pattern(self, q: Heads, k: Keys) -> Scores:
         """Return the weights (B H T S) before dropout, in the dtype of the queries."""
         weights = F.softmax(self.scores(q, k), dim=-1)
         if self.kernel == "sdpa":
@@ -231,7 +233,7 @@ class Attention:
             weights = weights.masked_fill(idle[..., None], 0.0)
         return weights.to(q.dtype)
 
-    def fused(self, q: Heads, k: Heads, v: Heads) -> Heads:
+    def fused(self, q: Heads, k: Keys, v: Keys) -> Heads:
         """Return z (B H T d) as the library's sdpa call computes it."""
         if self.hides_later and k.shape[2] > q.shape[2]:
             # A static cache at prefill: transformers cuts the unused keys off.
@@ -256,23 +258,53 @@ class Attention:
             finally:
                 set_sdp_backends(before)
 
+    def scale(self, width: int) -> float:
+        """Return the factor of the products, whatever steps the library takes."""
+        factor = self.scaling if self.scaling is not None else 1.0
+        if self.scaling is None and self.kernel == "sdpa" and not self.divisors:
+            factor = width**-0.5
+        for divisor, _ in self.divisors:
+            factor /= divisor
+        return factor
+
+    def mask_parts(
+        self, batch: int, queries: int, keys: int, device: torch.device
+    ) -> tuple[Bool[Tensor, "batch masks seq keys"], Tensor | None]:
+        """Return who may attend to whom, and what is added to the scores (float64)."""
+        allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+        if self.hides_later or self.fills_later:
+            allowed = self._causal(queries, keys, device)
+        bias = None
+        boolean = self.mask is not None and self.mask.dtype == torch.bool
+        if self.mask is not None and boolean and self.kernel == "sdpa":
+            allowed = allowed & self.mask[..., :keys]
+        elif self.mask is not None:
+            bias = self.mask[..., :keys].double().expand(batch, -1, queries, keys)
+            lowest = 0.0 if boolean else torch.finfo(self.mask.dtype).min
+            allowed = allowed & (bias >= lowest / 2)
+            bias = bias.masked_fill(~allowed, 0.0)
+            bias = bias if bool(bias.any()) else None
+        return allowed.expand(batch, -1, queries, keys), bias
+
+    def survivors(self, q: Heads, k: Keys) -> Bool[Tensor, "batch heads seq keys"]:
+        """Return which weights the fused kernel's dropout kept.
+
+        The same kernel from the same random state, mixing unit vectors, shows them.
+        """
+        keys = k.shape[2]
+        unit = torch.eye(keys, dtype=q.dtype, device=q.device)
+        return self.fused(q, k, unit.expand(*q.shape[:2], keys, keys)) != 0
+
     def idle_rows(
         self, batch: int, queries: int, keys: int, device: torch.device
-    ) -> Bool[Tensor, "batch 1 seq"]:
+    ) -> Bool[Tensor, "batch masks seq"]:
         """Mask the rows that may attend to no key at all.
 
         Eager attention gives such a row uniform weights, sdpa zeros; neither means
         anything, so attention checks leave them out and count them.
         """
-        allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
-        if self.hides_later or self.fills_later:
-            allowed = self._causal(queries, keys, device)
-        if self.mask is not None:
-            mask = self.mask[..., :keys]
-            if mask.dtype != torch.bool:
-                mask = mask > torch.finfo(mask.dtype).min / 2
-            allowed = allowed & mask
-        return ~allowed.any(-1).expand(batch, 1, queries)
+        allowed, _ = self.mask_parts(batch, queries, keys, device)
+        return ~allowed.any(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,9 +313,13 @@ class Pattern:
 
     attention: Attention
 
-    def __call__(self, q: Heads, k: Heads) -> Scores:
+    def __call__(self, q: Heads, k: Keys) -> Scores:
         """Return the weights before dropout."""
         return self.attention.pattern(q, k)
+
+    def idle(self, q: Heads, k: Keys) -> Tensor:
+        """Mask the rows that may attend to no key."""
+        return _idle(self.attention, q, k.shape[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,9 +328,13 @@ class Mix:
 
     attention: Attention
 
-    def __call__(self, pattern: Scores, v: Heads) -> Heads:
+    def __call__(self, pattern: Scores, v: Keys) -> Heads:
         """Return z."""
         return torch.matmul(pattern, v)
+
+    def idle(self, pattern: Scores, v: Keys) -> Tensor:
+        """Mask the rows that may attend to no key."""
+        return _idle(self.attention, pattern, pattern.shape[3])
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,9 +343,17 @@ class Fused:
 
     attention: Attention
 
-    def __call__(self, q: Heads, k: Heads, v: Heads) -> Heads:
+    def __call__(self, q: Heads, k: Keys, v: Keys) -> Heads:
         """Return z."""
         return self.attention.fused(q, k, v)
+
+    def idle(self, q: Heads, k: Keys, v: Keys) -> Tensor:
+        """Mask the rows that may attend to no key."""
+        return _idle(self.attention, q, k.shape[2])
+
+
+def _idle(call: Attention, rows: Tensor, keys: int) -> Tensor:
+    return call.idle_rows(rows.shape[0], rows.shape[2], keys, rows.device)
 
 
 @dataclass(frozen=True, eq=False)

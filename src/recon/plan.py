@@ -20,18 +20,22 @@ Note: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], An
 class Tap:
     """One hook: the module, and the sites visible in its input and output.
 
-    ``again`` names what a second firing in one pass means. ``note`` returns facts of
-    the call, without which the sites that it ``informs`` cannot be derived. A module
-    that is not ``required`` may rest in a pass.
+    ``again`` names what a second firing in one pass means, or the first where what
+    ``begin`` returned says that the usual first one is ``spared``. ``note`` returns
+    facts of the call, without which the sites that it ``informs`` cannot be derived. A
+    module that is not ``required`` may rest in a pass. A firing that ``completes`` a
+    stage says that everything up to the end of that block has been computed.
     """
 
     path: str
     module: nn.Module
     reads: tuple[Read, ...]
     again: tuple[Read, ...] = ()
+    spared: Callable[[Any], bool] = lambda start: False
     note: Note | None = None
     informs: tuple[Site, ...] = ()
     required: bool = True
+    completes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Plan:
     """The taps of one model, and how the facts of a pass are had.
 
     ``begin`` is called with the root's arguments before the pass and ``end`` after
-    it; ``facts`` turns both, and the taps' notes by path, into Facts, later, and
+    it; ``facts`` turns both, and the taps' notes by path, into Facts, later (of one
+    stage only, if one is named: -1 the embeddings, then the blocks, then the head), and
     ``present`` gives a captured tensor the shape that the vocabulary promises.
     """
 
@@ -47,7 +52,7 @@ class Plan:
     taps: tuple[Tap, ...]
     begin: Callable[[tuple[Any, ...], dict[str, Any]], Any]
     end: Callable[[], Any]
-    facts: Callable[[Any, Any, Mapping[str, list[Any]]], Facts]
+    facts: Callable[[Any, Any, Mapping[str, list[Any]], int | None], Facts]
     present: Callable[[Site, Tensor], Tensor]
 
     @property

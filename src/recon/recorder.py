@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ class _Pass:
     thread: int
     start: Any
     calls: list[list[tuple[Tensor | None, ...]]]
+    fired: list[int]
+    consumer: Consumer | None = None
+    carried: dict[Site, Tensor] = field(default_factory=dict)
     notes: dict[str, list[Any]] = field(default_factory=dict)
     end: Any = None
     running: bool = True
@@ -88,6 +91,17 @@ class _Thread(threading.local):
         self.current: _Pass | None = None
 
 
+class Consumer(Protocol):
+    """What takes the tensors of a pass stage by stage, so that none need be kept.
+
+    It is called with a trace of one stage (-1 the embeddings, then each block, then the
+    head) that also holds what the stage before it put out.
+    """
+
+    def __call__(self, trace: Trace, stage: int) -> None:
+        """Take one stage; its tensors are let go on return."""
+
+
 class Recorder:
     """Records every forward pass of a model between enter and exit.
 
@@ -95,8 +109,14 @@ class Recorder:
     leaves the model as it was, also after an exception.
     """
 
-    def __init__(self, plan: Plan, options: Options) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        options: Options,
+        consumer: Callable[[int], Consumer] | None = None,
+    ) -> None:
         self._plan = plan
+        self._consumer = consumer
         self._options = options
         self._wanted, self._taps = _narrow(plan, options.sites)
         self._threads = _Thread()
@@ -108,7 +128,7 @@ class Recorder:
 
     # -- life ------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Recorder:
         if self._hooks is not None:
             raise UsageError(
                 "this recorder is on already; leave it before entering again"
@@ -152,7 +172,9 @@ class Recorder:
             thread=threading.get_ident(),
             start=self._plan.begin(args, kwargs),
             calls=[[] for _ in self._taps],
+            fired=[0] * len(self._taps),
         )
+        one.consumer = None if self._consumer is None else self._consumer(one.run)
         if self._options.keep == "last" and not mine.stack:
             self._forget(one.thread)
         with self._lock:
@@ -172,6 +194,8 @@ class Recorder:
             one.failure = _error_in_words(sys.exc_info()[1])
         else:
             one.end = self._plan.end()
+            depth = max(tap.completes or 0 for tap in self._taps) + 1
+            self._consume(one, depth, None)
 
     def _next_run(self) -> int:
         with self._lock:
@@ -201,18 +225,50 @@ class Recorder:
             if one is None:
                 return
             calls = one.calls[place]
-            reads = tap.again if calls else tap.reads
+            spared = bool(tap.again) and tap.spared(one.start)
+            reads = tap.again if calls or spared else tap.reads
             kept = []
             for seen, port in reads:
                 tensor = _look(port, args, kwargs, output)
                 kept.append(None if tensor is None else keepers[seen](one, tensor))
             calls.append(tuple(kept))
+            one.fired[place] += 1
             if note is not None:
                 one.notes.setdefault(path, []).append(
                     note(module, args, kwargs, output)
                 )
 
-        return listen
+        if tap.completes is None or self._consumer is None:
+            return listen
+
+        def listen_and_pass_on(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+        ) -> None:
+            listen(module, args, kwargs, output)
+            if threads.current is not None and tap.completes is not None:
+                self._consume(threads.current, tap.completes, place)
+
+        return listen_and_pass_on
+
+    def _consume(self, one: _Pass, stage: int, place: int | None) -> None:
+        """Hand a finished stage on, and keep only what the next one starts from."""
+        if one.consumer is None:
+            return
+        one.consumer(self._assemble(one, stage), stage)
+        one.notes.clear()
+        carried: dict[Site, Tensor] = {}
+        if place is not None and one.calls[place]:
+            for (seen, port), tensor in zip(
+                self._taps[place].reads, one.calls[place][0], strict=False
+            ):
+                if port == "output" and tensor is not None:
+                    carried[seen] = tensor
+        one.carried = carried
+        for calls in one.calls:
+            calls.clear()
 
     def _keeper(self, seen: Site, port: Port) -> Callable[[_Pass, Tensor], Tensor]:
         """Return what turns a tensor of the run into the one to keep."""
@@ -307,15 +363,16 @@ class Recorder:
             self._built[one.run] = trace
         return self._built[one.run]
 
-    def _assemble(self, one: _Pass) -> Trace:
-        tensors: dict[Site, Tensor] = {}
+    def _assemble(self, one: _Pass, stage: int | None = None) -> Trace:
+        tensors: dict[Site, Tensor] = dict(one.carried)
         never, repeated = [], []
-        for tap, calls in zip(self._taps, one.calls, strict=True):
-            if not calls and tap.required:
+        for tap, calls, fired in zip(self._taps, one.calls, one.fired, strict=True):
+            if not fired and tap.required:
                 never.append(tap.path)
-            if len(calls) > 1 + bool(tap.again):
-                repeated.append(f"{tap.path} fired {len(calls)} times")
-            for reads, call in zip((tap.reads, tap.again), calls, strict=False):
+            meanings = (tap.reads, tap.again)[tap.spared(one.start) :]
+            if fired > (len(meanings) if tap.again else 1):
+                repeated.append(f"{tap.path} fired {fired} times")
+            for reads, call in zip(meanings, calls, strict=False):
                 tensors |= {
                     s: self._plan.present(s, t)
                     for (s, _), t in zip(reads, call, strict=False)
@@ -324,7 +381,7 @@ class Recorder:
         return Trace(
             run=one.run,
             tensors=dict(sorted(tensors.items())),
-            facts=self._plan.facts(one.start, one.end, one.notes),
+            facts=self._plan.facts(one.start, one.end, one.notes, stage),
             wanted=self._wanted,
             positions=one.positions,
             altered=self._options.altered,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
 
 from recon.compare import Check, compare
 from recon.errors import CaptureError
@@ -45,18 +44,10 @@ def check(trace: Trace, identity: Identity) -> Check:
         identity=identity.name,
         level=LEVEL,
         dropout=identity.dropout,
-        idle=_idle(identity, [*inputs, *identity.extra]),
+        idle=op.idle(*inputs, *identity.extra)
+        if isinstance(op := identity.op, Pattern | Mix | Fused)
+        else None,
     )
-
-
-def _idle(identity: Identity, inputs: list[Tensor]) -> Tensor | None:
-    """Mask the rows of an attention that had no key to attend to."""
-    op, first = identity.op, inputs[0] if inputs else None
-    if first is None or not isinstance(op, Pattern | Mix | Fused):
-        return None
-    batch, _, queries, _ = first.shape
-    keys = first.shape[3] if isinstance(op, Mix) else inputs[1].shape[2]
-    return op.attention.idle_rows(batch, queries, keys, first.device)
 
 
 def _cannot(identity: Identity, error: RuntimeError) -> Check:

@@ -168,6 +168,11 @@ class Site:
     def __lt__(self, other: Site) -> bool:
         return self.depth < other.depth
 
+    def stage(self, depth: int) -> int:
+        """Say when it is computed: -1 before the blocks, l in block l, then depth."""
+        first, layer, _ = self.depth
+        return (-1, layer, depth)[first]
+
     def at(self, part: str) -> Site:
         """Another site of the same block."""
         return Site(part, self.layer)

@@ -124,7 +124,9 @@ class Trace(Mapping[Site | str, Tensor]):
         return "derived" if self._derivable(wanted) else None
 
     def _derivable(self, wanted: Site) -> bool:
-        if wanted.part not in _SOURCES or self.positions is not None:
+        if wanted.part in _PIECES or wanted.part not in _SOURCES:
+            return False
+        if self.positions is not None:
             return False
         call = self.attention(wanted)
         if call is None or (call.dropout and wanted.part.endswith("pattern")):

@@ -6,7 +6,7 @@ A second architecture is a second package like this one.
 """
 
 from recon.gpt2.hooking import plan
-from recon.gpt2.laws import identities
+from recon.gpt2.laws import identities, stage_identities
 from recon.gpt2.modules import base
 from recon.gpt2.passes import SUPPORTED_ATTENTION
 from recon.gpt2.reference import (
@@ -16,6 +16,7 @@ from recon.gpt2.reference import (
     is_own_capture,
     reference,
     require_inputs,
+    sparing,
 )
 
 __all__ = [
@@ -29,4 +30,6 @@ __all__ = [
     "plan",
     "reference",
     "require_inputs",
+    "sparing",
+    "stage_identities",
 ]

@@ -45,8 +45,13 @@ def plan(model: nn.Module) -> Plan:
             training=parts.model.training,
         )
 
-    def finish(start: Start, stop: End | None, notes: Mapping[str, list[Any]]) -> Facts:
-        return facts(parts, start, stop or end(), notes)
+    def finish(
+        start: Start,
+        stop: End | None,
+        notes: Mapping[str, list[Any]],
+        stage: int | None = None,
+    ) -> Facts:
+        return facts(parts, start, stop or end(), notes, stage)
 
     return Plan(parts.model, tuple(_taps(parts)), begin, end, finish, _present(parts))
 
@@ -72,11 +77,12 @@ def _taps(parts: Parts) -> Iterator[Tap]:
         body.wte,
         (Site("wte"), "output"),
         again=twice,
+        spared=lambda start: start.embeddings is not None,
         note=_first_argument,
         required=False,
     )
     yield tap("wpe", body.wpe, (Site("wpe"), "output"), note=_first_argument)
-    yield tap("drop", body.drop, (Site("embed"), "output"))
+    yield tap("drop", body.drop, (Site("embed"), "output"), completes=-1)
     for layer, block in parts.blocks():
         yield from _block_taps(tap, layer, block)
     yield tap("ln_f", body.ln_f, (Site("ln_f"), "output"))
@@ -89,7 +95,13 @@ def _block_taps(tap: Callable[..., Tap], layer: int, block: Any) -> Iterator[Tap
         return Site(part, layer), port
 
     h = f"h.{layer}"
-    yield tap(h, block, read("resid_pre", "input"), read("resid_post", "output"))
+    yield tap(
+        h,
+        block,
+        read("resid_pre", "input"),
+        read("resid_post", "output"),
+        completes=layer,
+    )
     yield tap(
         f"{h}.attn.c_attn",
         block.attn.c_attn,

@@ -14,9 +14,21 @@ from recon.trace import Trace
 
 def identities(trace: Trace) -> Iterator[Identity]:
     """Yield the local laws of one pass, shallowest first."""
-    yield from _stem(trace)
-    for layer in range(trace.facts.depth):
-        yield from _block(trace, layer)
+    for stage in range(-1, trace.facts.depth + 1):
+        yield from stage_identities(trace, stage)
+
+
+def stage_identities(trace: Trace, stage: int) -> Iterator[Identity]:
+    """Yield the laws of the embeddings (-1), of one block, or of the head (depth)."""
+    if stage < 0:
+        yield from _stem(trace)
+    elif stage < trace.facts.depth:
+        yield from _block(trace, stage)
+    else:
+        yield from _head(trace)
+
+
+def _head(trace: Trace) -> Iterator[Identity]:
     last = Site("resid_post", trace.facts.depth - 1)
     yield from _made(trace, "ln_f", Site("ln_f"), last)
     if trace.facts.environment.architecture.endswith("LMHeadModel"):

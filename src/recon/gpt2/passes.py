@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -83,7 +83,7 @@ class Start:
     """What is known when the root is called."""
 
     embeddings: Tensor | None
-    encoder: bool
+    shape: tuple[int, ...]
     logits_to_keep: int | Tensor
     autocast: torch.dtype | None
     grad: bool
@@ -95,12 +95,16 @@ class Start:
         embeddings = given.get("inputs_embeds")
         some = embeddings if embeddings is not None else given.get("input_ids")
         kind = some.device.type if isinstance(some, Tensor) else "cpu"
+        # Some devices, meta for one, have no autocast, and raise when asked.
+        possible = torch.amp.is_autocast_available(kind)
         cast = (
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            torch.get_autocast_dtype(kind)
+            if possible and torch.is_autocast_enabled(kind)
+            else None
         )
         return cls(
             embeddings=embeddings.detach() if embeddings is not None else None,
-            encoder=given.get("encoder_hidden_states") is not None,
+            shape=tuple(some.shape[:2]) if isinstance(some, Tensor) else (),
             logits_to_keep=given.get("logits_to_keep", 0),
             autocast=cast,
             grad=torch.is_grad_enabled(),
@@ -108,29 +112,46 @@ class Start:
         )
 
 
+# Weight and bias of a module, and how often each had been edited in place.
+Held: TypeAlias = tuple[Tensor | None, Tensor | None, int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class End:
     """What is read off the modules when the pass is over, in the plan's order."""
 
-    weights: list[tuple[Tensor | None, Tensor | None]]
+    weights: list[Held]
     dropout: list[float]
     attention: list[float]
     kernel: str
     training: bool
 
 
-def weights(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias as they are now, by reference."""
+def weights(module: nn.Module) -> Held:
+    """Return weight and bias as they are now, by reference, and their versions."""
     own = module._parameters
     if "weight" in own:
-        return own["weight"], own.get("bias")
-    return getattr(module, "weight", None), getattr(module, "bias", None)
+        weight, bias = own["weight"], own.get("bias")
+    else:
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    return weight, bias, _version(weight), _version(bias)
+
+
+def _version(tensor: Any) -> int:
+    """Return how often a tensor was edited in place; -1 where torch does not count."""
+    if not isinstance(tensor, Tensor) or tensor.is_inference():
+        return -1
+    return tensor._version
 
 
 def facts(
-    parts: Parts, start: Start, end: End, notes: Mapping[str, list[Any]]
+    parts: Parts,
+    start: Start,
+    end: End,
+    notes: Mapping[str, list[Any]],
+    stage: int | None = None,
 ) -> Facts:
-    """Put together what the identities of one pass need to know."""
+    """Put together what the identities of one pass, or of one stage, need to know."""
     config = parts.body.config
     problems: list[str] = []
     if end.kernel not in SUPPORTED_ATTENTION:
@@ -140,15 +161,15 @@ def facts(
     makers: dict[Site, Lookup | LayerNorm | Linear | Unembed | Activation] = {}
     versions = []
     for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
+        if stage is not None and place.stage(config.n_layer) != stage:
+            continue
         try:
             makers |= _maker(parts, path, place, module, held, start, notes)
         except UnsupportedError as error:
             problems.append(str(error))
-        versions += [
-            (f"{path}.{name}", t, -1 if t.is_inference() else t._version)
-            for name, t in zip(("weight", "bias"), held, strict=True)
-            if isinstance(t, Tensor)
-        ]
+        weight, bias, first, second = held
+        versions += [(f"{path}.weight", weight, first)] if weight is not None else []
+        versions += [(f"{path}.bias", bias, second)] if bias is not None else []
     attention, unclear = _attention_facts(parts, start, end, notes)
     return Facts(
         environment=_environment(parts, start, end),
@@ -157,6 +178,7 @@ def facts(
         width=config.n_embd,
         tied_last=not _CAPTURED_BY_HOOKS
         or getattr(config, "tie_last_hidden_states", None) is not False,
+        shape=start.shape,
         makers=makers,
         attention=attention,
         dropout=dict(zip((s for s, _ in parts.dropouts()), end.dropout, strict=True)),
@@ -181,7 +203,30 @@ def _environment(parts: Parts, start: Start, end: End) -> Environment:
         training=end.training,
         grad=start.grad,
         threads=torch.get_num_threads(),
+        product_rounding=_product_rounding(weight.dtype),
+        reduced=weight.is_cuda and _summed_in_half(start.autocast or weight.dtype),
     )
+
+
+def _product_rounding(dtype: torch.dtype) -> float:
+    """Return the roundoff of operands where float32 products are made cheaper.
+
+    ``high`` allows TF32 (11 bits, which some hardware truncates to), ``medium``
+    bfloat16.
+    """
+    if dtype != torch.float32:
+        return 0.0
+    return {"highest": 0.0, "high": 2.0**-10}.get(
+        torch.get_float32_matmul_precision(), 2.0**-8
+    )
+
+
+def _summed_in_half(dtype: torch.dtype) -> bool:
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    if dtype not in names:
+        return False
+    option = f"allow_{names[dtype]}_reduced_precision_reduction"
+    return bool(getattr(torch.backends.cuda.matmul, option))
 
 
 def _maker(
@@ -189,12 +234,12 @@ def _maker(
     path: str,
     place: Site,
     module: Any,
-    held: tuple[Tensor | None, Tensor | None],
+    held: Held,
     start: Start,
     notes: Mapping[str, list[Any]],
 ) -> dict[Site, Lookup | LayerNorm | Linear | Unembed | Activation]:
     """Return the ops that a module makes; Unsupported for a class we do not know."""
-    weight, bias = held
+    weight, bias, _, _ = held
     if isinstance(module, nn.Embedding) and weight is not None:
         calls = [weight, *notes.get(path, [])][1:]
         again = [place, Site("token_type")]

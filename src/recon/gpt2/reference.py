@@ -49,16 +49,47 @@ def _cache_contents(cache: Any) -> tuple[tuple[Tensor, Tensor], ...] | None:
     return tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
+def sparing(model: nn.Module, inputs: Mapping[str, Any]) -> Reference:
+    """Run the model, asking for nothing that grows with its depth."""
+    asks = {"return_dict": True}
+    if inputs.get("past_key_values") is None:
+        asks["use_cache"] = False
+    return Reference.of(model(**{**asks, **_with_own_cache(inputs)}))
+
+
 def reference(model: nn.Module, inputs: Mapping[str, Any]) -> Reference:
     """Run the model, asking for hidden states and, where it has any, patterns."""
     asks = {"output_hidden_states": True, "return_dict": True}
-    if base(model).config._attn_implementation == "eager":
+    config = base(model).config
+    # Version 4 fails to collect the patterns of a cross-attention that rests.
+    rests = config.add_cross_attention and inputs.get("encoder_hidden_states") is None
+    if config._attn_implementation == "eager" and not rests:
         asks["output_attentions"] = True
-    # A cache is written by the pass: the caller's stays as it is.
-    own = {
-        k: copy.deepcopy(v) if k == "past_key_values" else v for k, v in inputs.items()
-    }
-    return Reference.of(model(**{**asks, **own}))
+    return Reference.of(model(**{**asks, **_with_own_cache(inputs)}))
+
+
+def _with_own_cache(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a cache among the inputs: the pass writes it, the caller's stays."""
+    own = dict(inputs)
+    if own.get("past_key_values") is not None:
+        own["past_key_values"] = _copied(own["past_key_values"])
+    return own
+
+
+def _copied(cache: Any) -> Any:
+    """Copy a cache; ``deepcopy`` alone refuses tensors with an autograd graph."""
+    halves = [
+        getattr(cache, half, cache)
+        for half in ("self_attention_cache", "cross_attention_cache")
+    ]
+    tensors = (
+        tensor
+        for half in halves
+        for layer in half.layers
+        for tensor in (layer.keys, layer.values)
+        if tensor is not None
+    )
+    return copy.deepcopy(cache, {id(t): t.detach().clone() for t in tensors})
 
 
 @contextmanager

@@ -1,0 +1,254 @@
+"""All checks of one pass, by level, each placed where the model computes its site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from recon import gpt2
+from recon.certify import check as certified
+from recon.compare import Check, compare
+from recon.errors import UsageError
+from recon.facts import Identity
+from recon.gpt2 import Reference
+from recon.ledger import reconstruct
+from recon.ops import Linear, Unembed
+from recon.recorder import never_ran
+from recon.replay import replay
+from recon.rounding import Form
+from recon.sites import Site
+from recon.sketch import Sketcher
+from recon.sketch import check as sketched
+from recon.trace import Trace
+
+Level: TypeAlias = Literal["ledger", "sketch", "replay", "certify"]
+LEVELS: tuple[Level, ...] = ("ledger", "sketch", "replay", "certify")
+DEFAULT: tuple[Level, ...] = ("ledger", "replay")
+Placed: TypeAlias = tuple[tuple[float, ...], Check]
+
+# Projections are made once per model, whoever asks.
+_SKETCHER = Sketcher()
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What to check, and in which form the bounds are."""
+
+    names: tuple[Level, ...] = DEFAULT
+    form: Form = "deterministic"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.names if name not in LEVELS]
+        if unknown or not self.names:
+            raise UsageError(
+                f"levels={list(self.names)}: expected some of {', '.join(LEVELS)}"
+            )
+        if self.form not in ("deterministic", "probabilistic"):
+            raise UsageError(
+                f"bound={self.form!r}: expected deterministic or probabilistic"
+            )
+
+
+def trace_checks(
+    trace: Trace, returned: Reference | None, levels: Levels
+) -> list[Check]:
+    """Return all checks of one pass, shallowest first."""
+    placed: list[Placed] = list(firings(trace))
+    if "ledger" in levels.names:
+        placed += ledger_checks(trace, returned)
+    placed += identity_checks(trace, gpt2.identities(trace), levels)
+    if returned is not None and set(levels.names) & {"replay", "certify"}:
+        placed += returned_checks(trace, returned)
+    return in_order(placed)
+
+
+def in_order(placed: Iterable[Placed]) -> list[Check]:
+    """Sort checks by where the model computes their site, shallowest first."""
+    return [check for _, check in sorted(placed, key=lambda pair: pair[0])]
+
+
+def identity_checks(
+    trace: Trace, identities: Iterable[Identity], levels: Levels
+) -> Iterator[Placed]:
+    """Check local identities at each level asked for."""
+    for identity in identities:
+        where = identity.site.depth
+        linear = isinstance(identity.op, Linear | Unembed)
+        if "sketch" in levels.names and linear:
+            yield where, sketched(trace, identity, _SKETCHER)
+        if "replay" in levels.names:
+            yield from ((where, check) for check in replay(trace, [identity]))
+        if "certify" in levels.names:
+            yield where, certified(trace, identity, levels.form)
+
+
+def firings(trace: Trace) -> Iterator[Placed]:
+    """Say which hooked modules ran not once, or more than once."""
+    if trace.never_ran:
+        yield (
+            (-1.0,),
+            Check(
+                trace.never_ran[0],
+                "fired",
+                "capture",
+                "missing",
+                reason=never_ran(trace),
+            ),
+        )
+    for words in trace.repeated:
+        yield (
+            (-1.0,),
+            Check(
+                words.split()[0],
+                "fired",
+                "capture",
+                "diverged",
+                reason=f"{words} in one pass: which of them was captured is undefined",
+            ),
+        )
+
+
+def ledger_checks(trace: Trace, returned: Reference | None) -> Iterator[Placed]:
+    """Compare the rebuilt stream with the model's own hidden states, entry by entry."""
+    try:
+        rebuilt = reconstruct(trace)
+    except KeyError as error:
+        yield (0.0,), no_states(str(error))
+        return
+    if returned is None:
+        states: Sequence[Tensor | None] = _captured_states(trace)
+    elif returned.hidden_states is None:
+        yield (
+            (0.0,),
+            no_states(
+                "hidden_states not returned: the pass ran without output_hidden_states=True"
+            ),
+        )
+        return
+    else:
+        states = returned.hidden_states
+        if len(states) != len(rebuilt):
+            yield (
+                (0.0,),
+                no_states(
+                    f"hidden_states has {len(states)} entries, expected {len(rebuilt)}"
+                ),
+            )
+    for index, (expected, found) in enumerate(zip(rebuilt, states, strict=False)):
+        last = index == len(rebuilt) - 1
+        if found is None:
+            yield (1.0, float(index), 0.0), _missing_state(index)
+            continue
+        yield state_check(expected, found, index, last)
+
+
+def state_check(expected: Tensor, found: Tensor, index: int, last: bool) -> Placed:
+    """Compare one rebuilt state with the one that the model has."""
+    depth = (2.0, 0.0, 1e6) if last else (1.0, float(index), 0.0)
+    name = f"hidden_states.{index}"
+    check = compare(
+        expected, found, site=name, identity="hidden_states", level="ledger"
+    )
+    return depth, check
+
+
+def _missing_state(index: int) -> Check:
+    return Check(
+        f"hidden_states.{index}",
+        "hidden_states",
+        "ledger",
+        "missing",
+        reason="is None: output_hidden_states selected other layers",
+    )
+
+
+def _captured_states(trace: Trace) -> list[Tensor]:
+    depth = trace.facts.depth
+    last = Site("ln_f") if trace.facts.tied_last else Site("resid_post", depth - 1)
+    return [*(trace[Site("resid_pre", i)] for i in range(depth)), trace[last]]
+
+
+def no_states(reason: str) -> Check:
+    """Say why there are no hidden states to compare."""
+    return Check(
+        "hidden_states",
+        "hidden_states",
+        "ledger",
+        "missing",
+        reason=reason,
+    )
+
+
+def returned_checks(trace: Trace, returned: Reference) -> Iterator[Placed]:
+    """Compare what the model returned besides hidden states with the captures."""
+    depth = trace.facts.depth
+
+    def pair(name: str, place: Site, found: Tensor | None) -> Iterator[Placed]:
+        if found is None or trace.origin(place) is None:
+            return
+        yield (
+            (*place.depth, 0.5),
+            compare(
+                trace[place], found, site=str(place), identity=name, level="replay"
+            ),
+        )
+
+    for layer, found in enumerate(returned.attentions or ()):
+        yield from pair("attentions", Site("attn.pattern", layer), found)
+    for layer, found in enumerate(returned.cross_attentions or ()):
+        yield from pair("cross_attentions", Site("cross.pattern", layer), found)
+    if trace.facts.environment.attention == "eager" and returned.attentions is not None:
+        present = [found for found in returned.attentions if found is not None]
+        if len(present) != depth:
+            yield (
+                (0.0,),
+                Check(
+                    "attentions",
+                    "attentions",
+                    "replay",
+                    "missing",
+                    reason=f"attentions has {len(present)} entries, expected {depth}",
+                ),
+            )
+    for layer, (keys, values) in enumerate(returned.cache or ()):
+        call = trace.facts.attention.get(Site("attn_out", layer))
+        if call is not None and call.keys is not None and call.values is not None:
+            for part, seen, found in (
+                ("k", call.keys, keys),
+                ("v", call.values, values),
+            ):
+                place = Site(f"attn.{part}", layer)
+                yield (
+                    (*place.depth, 0.5),
+                    compare(
+                        seen,
+                        found,
+                        site=str(place),
+                        identity="past_key_values",
+                        level="replay",
+                    ),
+                )
+    yield from pair("last_hidden_state", Site("ln_f"), returned.last_hidden_state)
+    yield from pair("logits", Site("logits"), returned.logits)
+
+
+def undisturbed(bare: Reference, captured: Reference) -> Iterator[Check]:
+    """Check that capture changed no bit of what the model returns."""
+    name = "logits" if bare.logits is not None else "last_hidden_state"
+    pairs = [(name, getattr(bare, name), getattr(captured, name))]
+    states = zip(bare.hidden_states or (), captured.hidden_states or (), strict=False)
+    pairs += [(f"hidden_states.{i}", a, b) for i, (a, b) in enumerate(states)]
+    worst: Check | None = None
+    for site, without, with_capture in pairs:
+        if without is None or with_capture is None:
+            continue
+        check = compare(
+            without, with_capture, site=site, identity="undisturbed", level="capture"
+        )
+        if worst is None or not check.passed:
+            worst = check
+    if worst is not None:
+        yield worst

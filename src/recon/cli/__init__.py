@@ -1,0 +1,72 @@
+"""The command line, one file a command; torch is imported when a command runs.
+
+``--help`` and bad usage must answer at once, so nothing imported up here may import
+torch or transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from recon import __version__
+from recon.cli import ending, sites, verify
+
+app = typer.Typer(
+    name="recon",
+    epilog="Example: recon verify random:tiny --attn eager",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(
+    "verify",
+    epilog="Example: recon verify gpt2 --text 'Paris is the capital of' --dtype"
+    " bfloat16 --json report.json",
+)(verify.command)
+app.command(
+    "sites", epilog="Example: recon sites random:tiny --site 'h.*.attn.{q,k,v}'"
+)(sites.command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"recon {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Prove that captured GPT-2 activations are right.
+
+    Exit codes: 0 reconciled, 1 diverged, 2 bad usage or input.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        # Nothing was verified: a script must not take this for a pass.
+        raise typer.Exit(ending.USAGE)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 reconciled, 1 diverged, 2 bad usage or input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def command() -> Any:
+        return app(given, prog_name="recon", standalone_mode=False)
+
+    sys.exit(ending.run(command, given))

@@ -1,0 +1,80 @@
+"""How a command ends: its exit code, and one line on stderr when it cannot go on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from recon.errors import ReconError
+
+RECONCILED, DIVERGED, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
+TRACEBACK = "RECON_TRACEBACK"
+
+
+# ``run`` looks for it among the arguments, since the error may come before a command.
+Traceback: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--traceback",
+        help=f"Show Python's traceback with an error; {TRACEBACK}=1 does the same.",
+    ),
+]
+
+
+def run(command: Callable[[], Any], arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; an error becomes one line on stderr."""
+    _print_what_cannot_be_encoded_escaped()
+    try:
+        code = command()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except (BrokenPipeError, SystemExit):
+        # Help's reader is gone; Typer ends with 1 then, which here means diverged.
+        drop_stdout()
+        code = NO_READER
+    except Exception as error:
+        if "--traceback" in arguments or os.environ.get(TRACEBACK, "") not in ("", "0"):
+            traceback.print_exception(error)
+        _line(_words(error))
+        return USAGE
+    if code == INTERRUPTED:
+        _line("interrupted")
+    return code or 0
+
+
+def drop_stdout() -> None:
+    """Let what is still to be printed vanish: its reader, ``head`` perhaps, is gone."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, sys.stdout.fileno())
+    os.close(sink)
+
+
+def _print_what_cannot_be_encoded_escaped() -> None:
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def _words(error: Exception) -> str:
+    # Typer's errors have no public base class that its older versions have too.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        # Typer passes on the words of pydantic.
+        words = format_message().replace("Value error, ", "").rstrip(".")
+        return f"{words}; see recon --help"
+    if isinstance(error, ReconError):
+        return str(error)
+    return (
+        f"unexpected {type(error).__name__}: {error}; this is a bug in recon: please "
+        f"report it with what --traceback, or {TRACEBACK}=1, shows"
+    )
+
+
+def _line(words: str) -> None:
+    print("recon:", " ".join(words.split()), file=sys.stderr)

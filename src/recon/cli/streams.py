@@ -1,0 +1,84 @@
+"""Where a command's output goes: a terminal, a pipe, a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from recon.cli.ending import drop_stdout
+from recon.errors import UsageError
+
+PLAIN_WIDTH = 100
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader: the verdict still decides the exit code."""
+        drop_stdout()
+
+
+def output() -> Console:
+    """Return the console for results: colours and boxes on a terminal only."""
+    console = _Output(highlight=False, emoji=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def show(console: Console, result: RenderableType) -> None:
+    """Print a result; in a pipe without the blanks that fill lines up."""
+    if console.is_terminal:
+        console.print(result)
+        return
+    with console.capture() as plain:
+        console.print(result)
+    write("".join(f"{line.rstrip()}\n" for line in plain.get().splitlines()), "-")
+
+
+def progress() -> Console:
+    """Return the console for what vanishes again: stderr, silent if no terminal."""
+    console = Console(stderr=True, highlight=False)
+    console.quiet = not console.is_terminal
+    return console
+
+
+def require_writable(target: str | None) -> None:
+    """Raise UsageError, before any work is done, for a file that cannot be written."""
+    if target in (None, "-"):
+        return
+    path = Path(str(target))
+    if path.is_dir():
+        raise UsageError(f"--json {path}: is a directory; expected a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"--json {path}: there is no directory {path.parent}")
+
+
+def write(text: str, target: str) -> None:
+    """Write to stdout (``-``) or to a file, which is replaced whole or not at all."""
+    if target == "-":
+        try:
+            print(text, end="", flush=True)
+        except BrokenPipeError:
+            drop_stdout()
+        return
+    try:
+        _replace(Path(target).resolve(), text)
+    except OSError as error:
+        raise UsageError(
+            f"--json {target}: cannot be written: {error.strerror}"
+        ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():
+        # A device or a pipe, /dev/stderr for one, is written to, never replaced.
+        path.write_text(text, encoding="utf-8")
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

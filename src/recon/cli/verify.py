@@ -1,0 +1,206 @@
+"""``recon verify``: prove the captures of one model on some inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recon.cli import streams
+from recon.cli.ending import DIVERGED, RECONCILED, Traceback
+from recon.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from recon.inputs import Batch
+    from recon.models import Loaded
+    from recon.checks import Level
+    from recon.results import Report
+
+
+class Dtype(StrEnum):
+    """The floats that a model may run in."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Attn(StrEnum):
+    """The attention implementations of transformers that recon checks."""
+
+    eager = "eager"
+    sdpa = "sdpa"
+
+
+class Proof(StrEnum):
+    """The levels of proof, and all of them."""
+
+    ledger = "ledger"
+    replay = "replay"
+    all = "all"
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="bundled, random:tiny, random:gpt2 (-medium, -large, -xl), a local "
+            "directory or a hub id."
+        ),
+    ] = "bundled",
+    text: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Run this prompt.")
+    ] = None,
+    input_ids: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run these token ids: json, npy, npz, safetensors, pt or plain text.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Run every line of this file, in batches."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Convert the model; default: as it is stored.")
+    ] = None,
+    attn: Annotated[
+        Attn | None, typer.Option(help="Attention; default: what the model chooses.")
+    ] = None,
+    level: Annotated[
+        Proof,
+        typer.Option(
+            help="ledger sums the residual stream, replay runs each operation again."
+        ),
+    ] = Proof.all,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train mode: dropout is on, and checked.")
+    ] = False,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="N",
+            help="For random weights, random ids and dropout.",
+        ),
+    ] = 0,
+    device: Annotated[str, typer.Option(help="Where to run, as torch names it.")] = (
+        "cpu"
+    ),
+    json: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-", help="Write JSON to a file too, or to stdout only."
+        ),
+    ] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Run a model, rebuild its hidden states from captures, check every identity.
+
+    Exit codes: 0 reconciled, 1 diverged, 2 bad usage or input.
+    """
+    if sum(given is not None for given in (text, input_ids, prompts)) > 1:
+        raise UsageError("give one of --text, --input-ids and --prompts")
+    streams.require_writable(json)
+    silence_libraries()
+    loaded = _load(model, dtype, attn, device, seed)
+    batches = _batches(loaded, text, input_ids, prompts, seed)
+    if train:
+        _train(loaded, seed)
+    report = _verify(loaded, batches, level)
+    source = batches[0].source if len(batches) == 1 else str(prompts)
+    _show(report, loaded.name, source, json)
+    raise typer.Exit(RECONCILED if report.verdict == "reconciled" else DIVERGED)
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' log lines off stderr, unless the user asks for them."""
+    for library in ("TRANSFORMERS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
+def _load(
+    name: str, dtype: Dtype | None, attn: Attn | None, device: str, seed: int
+) -> Loaded:
+    with streams.progress().status(f"loading {name}"):
+        from recon.models import DTYPES, load_model
+
+        wanted = None if dtype is None else DTYPES[dtype]
+        return load_model(name, dtype=wanted, attention=attn, device=device, seed=seed)
+
+
+def _batches(
+    loaded: Loaded,
+    text: str | None,
+    input_ids: Path | None,
+    prompts: Path | None,
+    seed: int,
+) -> list[Batch]:
+    from recon.inputs import batches
+
+    return list(
+        batches(loaded, text=text, ids_file=input_ids, prompts_file=prompts, seed=seed)
+    )
+
+
+def _train(loaded: Loaded, seed: int) -> None:
+    import torch
+
+    loaded.model.train()
+    torch.manual_seed(seed)
+
+
+def _verify(loaded: Loaded, batches: Sequence[Batch], proof: Proof) -> Report:
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    from recon.results import merge
+
+    columns = SpinnerColumn(), TextColumn("verifying"), MofNCompleteColumn()
+    with Progress(*columns, console=streams.progress(), transient=True) as bar:
+        done = bar.add_task("", total=len(batches))
+        reports: list[Report] = []
+        for batch in batches:
+            report = _verify_one(loaded, batch, proof, warm=bool(reports))
+            if len(batches) > 1 and report.failures:
+                note = f"{batch.source}: {len(report.failures)} checks fail"
+                report = replace(report, notes=(*report.notes, note))
+            reports.append(report)
+            bar.advance(done)
+    return merge(reports)
+
+
+def _verify_one(loaded: Loaded, batch: Batch, proof: Proof, *, warm: bool) -> Report:
+    """Verify one batch; a cold model runs once before, so that times compare."""
+    from recon.checks import DEFAULT as LEVELS
+    from recon.verification import verify, warm_up
+
+    levels: list[Level] = [level for level in LEVELS if proof in ("all", level)]
+    try:
+        if not warm:
+            warm_up(loaded.model, **batch.inputs)
+        return verify(loaded.model, levels=levels, **batch.inputs)
+    except UnsupportedError:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{batch.source}: {error}") from error
+
+
+def _show(report: Report, model: str, source: str, json: str | None) -> None:
+    if json != "-":
+        from recon.report.terminal import render
+
+        console = streams.output()
+        page = render(report, model=model, source=source, console=console)
+        streams.show(console, page)
+    if json is not None:
+        from recon.report.json import verification_text
+
+        streams.write(verification_text(report, model=model, source=source), json)

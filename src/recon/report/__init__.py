@@ -1,0 +1,1 @@
+"""Renders results, for a terminal and as JSON; computes nothing."""

@@ -1,0 +1,446 @@
+"""Every option of GPT-2 that changes the computation is checked, and bit by bit."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from transformers import GPT2LMHeadModel, GPT2Model, StaticCache
+from transformers.activations import ACT2FN
+
+import recon
+from recon.gpt2 import hooks_of_its_own
+
+VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
+only_version_5 = pytest.mark.skipif(
+    not VERSION_5, reason="transformers 4 has no tie_last_hidden_states"
+)
+
+LEFT = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0] + [1] * 6])
+RIGHT = LEFT.flip(1)
+ENCODED = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(3))
+ENCODER_MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0]])
+EMBEDDED = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(4))
+TYPES = torch.arange(21).view(3, 7) % 2
+CAUSAL = torch.ones(7, 7).tril().bool()
+NO_FIRST_KEY = (CAUSAL & (torch.arange(7) != 0)).expand(3, 1, 7, 7)
+PER_HEAD = (CAUSAL & (torch.arange(4)[:, None, None] != torch.arange(7))).expand(
+    3, 4, 7, 7
+)
+DROPOUT = {"embd_pdrop": 0.2, "resid_pdrop": 0.3, "attn_pdrop": 0.25}
+CROSS = {"add_cross_attention": True}
+ENCODER = {"encoder_hidden_states": ENCODED, "encoder_attention_mask": ENCODER_MASK}
+
+
+def additive(allowed):
+    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo().min)
+
+
+CONFIGS = {
+    "plain": {},
+    "narrow MLP": {"n_inner": 20},
+    "large epsilon": {"layer_norm_epsilon": 1e-2},
+    "unscaled": {"scale_attn_weights": False},
+    "scaled by layer": {"scale_attn_by_inverse_layer_idx": True},
+    "scaled by layer only": {
+        "scale_attn_by_inverse_layer_idx": True,
+        "scale_attn_weights": False,
+    },
+    "upcast": {"reorder_and_upcast_attn": True},
+    "upcast, scaled by layer": {
+        "reorder_and_upcast_attn": True,
+        "scale_attn_by_inverse_layer_idx": True,
+    },
+    "resting cross-attention": CROSS,
+    "untied head": {"tie_word_embeddings": False},
+    "one block": {"n_layer": 1},
+    "one head": {"n_head": 1},
+}
+INPUTS = {
+    "token types": {"token_type_ids": TYPES},
+    "shifted positions": {"position_ids": torch.arange(7)[None] + 3},
+    "positions by row": {"position_ids": torch.arange(7) + torch.arange(3)[:, None]},
+    "packed": {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]] * 3)},
+    "no cache": {"use_cache": False},
+    "labels": {"labels": torch.arange(21).view(3, 7)},
+    "last logits": {"logits_to_keep": 2},
+    "some logits": {"logits_to_keep": torch.tensor([0, 4])},
+    "one row of padding": {"attention_mask": torch.tensor([[1] * 7, [0] * 7, [1] * 7])},
+}
+
+
+def unchecked(trace, report):
+    """Return the captured sites that no check of the report is about."""
+    return {str(place) for place in trace.tensors} - {c.site for c in report.checks}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", [GPT2Model, GPT2LMHeadModel])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_config_reconciles(
+    make_model, ids, record, all_exact, config, kind, attention
+):
+    model = make_model(kind, attention=attention, **config)
+    all_exact(recon.verify(model, ids))
+    trace, output = record(model, ids)
+    assert not unchecked(trace, all_exact(recon.verify_trace(trace, output)))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+def test_every_kind_of_input_reconciles(
+    make_model, ids, record, all_exact, inputs, attention
+):
+    model = make_model(attention=attention)
+    all_exact(recon.verify(model, ids, **inputs))
+    trace, output = record(model, ids, **inputs)
+    assert not unchecked(trace, all_exact(recon.verify_trace(trace, output)))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("types", [None, TYPES], ids=["embeds", "embeds and types"])
+def test_inputs_given_as_embeddings_reconcile(make_model, all_exact, types, attention):
+    model = make_model(attention=attention)
+    all_exact(recon.verify(model, inputs_embeds=EMBEDDED, token_type_ids=types))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", [GPT2Model, GPT2LMHeadModel])
+@pytest.mark.parametrize("upcast", [False, True])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"encoder_hidden_states": ENCODED},
+        ENCODER,
+        {**ENCODER, "attention_mask": LEFT},
+        {**ENCODER, "use_cache": False},
+        {**ENCODER, "token_type_ids": TYPES},
+    ],
+    ids=["plain", "encoder mask", "both masks", "no cache", "token types"],
+)
+def test_cross_attention_reconciles(
+    make_model, ids, record, all_exact, inputs, upcast, kind, attention
+):
+    model = make_model(
+        kind, attention=attention, reorder_and_upcast_attn=upcast, **CROSS
+    )
+    all_exact(recon.verify(model, ids, **inputs))
+    trace, output = record(model, ids, **inputs)
+    assert not unchecked(trace, all_exact(recon.verify_trace(trace, output)))
+
+
+@pytest.mark.parametrize(
+    ("attention", "mask"),
+    [
+        ("eager", additive(NO_FIRST_KEY)),
+        ("eager", additive(PER_HEAD)),
+        ("sdpa", additive(NO_FIRST_KEY)),
+        ("sdpa", NO_FIRST_KEY),
+        ("sdpa", PER_HEAD),
+    ],
+    ids=["eager", "eager by head", "sdpa additive", "sdpa", "sdpa by head"],
+)
+def test_a_mask_of_four_axes_reconciles(make_model, ids, all_exact, attention, mask):
+    model = make_model(attention=attention)
+    all_exact(recon.verify(model, ids, attention_mask=mask))
+
+
+def test_a_boolean_mask_that_eager_attention_adds_is_added(model, ids, all_exact):
+    # transformers' eager attention adds whatever it is given: True counts as 1.
+    all_exact(recon.verify(model, ids, attention_mask=NO_FIRST_KEY))
+
+
+@pytest.mark.parametrize("name", sorted(ACT2FN))
+def test_every_activation_reconciles(make_model, ids, all_exact, name):
+    all_exact(recon.verify(make_model(activation_function=name), ids))
+
+
+@only_version_5
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", [GPT2Model, GPT2LMHeadModel])
+@pytest.mark.parametrize(
+    ("tied", "words"),
+    [
+        (True, "hidden_states.3 is ln_f(h.2.resid_post), after the final LayerNorm"),
+        (False, "hidden_states.3 is h.2.resid_post itself, before ln_f"),
+    ],
+)
+def test_the_last_hidden_state_is_what_the_config_says(
+    make_model, ids, all_exact, tied, words, kind, attention
+):
+    model = make_model(kind, attention=attention, tie_last_hidden_states=tied)
+    report = all_exact(recon.verify(model, ids))
+    assert report.last_state.startswith(words)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("config", "inputs"),
+    [
+        (DROPOUT, {}),
+        (DROPOUT, {"attention_mask": LEFT}),
+        ({**DROPOUT, **CROSS}, ENCODER),
+        ({**DROPOUT, "reorder_and_upcast_attn": True}, {"attention_mask": RIGHT}),
+        ({**DROPOUT, "embd_pdrop": 0.0}, {"token_type_ids": TYPES}),
+        ({**DROPOUT, "resid_pdrop": 1.0}, {}),
+    ],
+    ids=["plain", "padded", "cross", "upcast", "no dropout at first", "all dropped"],
+)
+def test_train_mode_with_dropout_reconciles(
+    make_model, ids, all_exact, config, inputs, attention
+):
+    model = make_model(attention=attention, **config).train()
+    all_exact(recon.verify(model, ids, **inputs))
+    assert model.training
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("upcast", [False, True])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_autocast_reconciles(
+    make_model, ids, record, all_exact, mode, upcast, dtype, attention
+):
+    model = make_model(attention=attention, reorder_and_upcast_attn=upcast, **CROSS)
+    model.train(mode == "train")
+    with torch.autocast("cpu", dtype=dtype):
+        trace, output = record(model, ids, attention_mask=LEFT, **ENCODER)
+        all_exact(recon.verify(model, ids))
+    assert trace.facts.environment.autocast is dtype
+    # Outside the autocast region: the trace knows under what it ran.
+    all_exact(recon.verify_trace(trace, output))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_pass_that_builds_a_graph_reconciles(
+    make_model, ids, record, all_exact, attention
+):
+    trace, output = record(make_model(attention=attention), ids, grad=True)
+    assert trace.facts.environment.grad
+    all_exact(recon.verify_trace(trace, output))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("weights_too", [False, True])
+def test_inference_mode_reconciles(
+    make_model, ids, record, all_exact, weights_too, attention
+):
+    with torch.inference_mode(weights_too):
+        model = make_model(attention=attention)
+    with torch.inference_mode():
+        trace, output = record(model, ids)
+        all_exact(recon.verify(model, ids))
+    all_exact(recon.verify_trace(trace, output))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_reconciles(
+    make_model, ids, all_exact, reentrant, attention
+):
+    model = make_model(attention=attention).train()
+    enable = getattr(
+        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+    )
+    enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    with recon.capture(model) as recorder:
+        output = model(ids, output_hidden_states=True, use_cache=False)
+        # Backward runs each block again: that is no pass, and changes no record.
+        output.logits.sum().backward()
+    (trace,) = recorder.traces
+    assert not trace.repeated
+    all_exact(recon.verify_trace(trace, output))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_very_short_prompt_reconciles(
+    make_model, make_ids, all_exact, tokens, attention
+):
+    all_exact(recon.verify(make_model(attention=attention), make_ids(3, tokens)))
+
+
+# -- caches and generation -----------------------------------------------------
+
+
+def contents(cache):
+    cache = getattr(cache, "self_attention_cache", cache)
+    return [t.clone() for layer in cache.layers for t in (layer.keys, layer.values)]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_pass_after_a_cache_reconciles_and_leaves_the_cache(
+    make_model, make_ids, all_exact, cross, grad, attention
+):
+    model = make_model(attention=attention, add_cross_attention=cross)
+    encoder = ENCODER if cross else {}
+    with torch.set_grad_enabled(grad):
+        cache = model(make_ids(), use_cache=True, **encoder).past_key_values
+    before = contents(cache)
+    later = make_ids(3, 2, seed=5)
+    all_exact(recon.verify(model, later, past_key_values=cache, **encoder))
+    assert cache.get_seq_length() == 7
+    assert all(map(torch.equal, before, contents(cache)))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_static_cache_reconciles_and_is_left_alone(
+    make_model, make_ids, all_exact, filled, attention
+):
+    model = make_model(attention=attention)
+    cache = StaticCache(model.config, max_cache_len=20)
+    if filled:
+        with torch.no_grad():
+            model(make_ids(), past_key_values=cache, use_cache=True)
+    before = contents(cache) if filled else []
+    ids = make_ids(3, 3, seed=5)
+    all_exact(recon.verify(model, ids, past_key_values=cache))
+    assert int(cache.get_seq_length()) == (7 if filled else 0)
+    assert all(map(torch.equal, before, contents(cache) if filled else []))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention_mask": LEFT},
+        {"cache_implementation": "static"},
+        {"cache_implementation": "static", "attention_mask": LEFT},
+        {"use_cache": False},
+        {"num_beams": 2},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
+    ids=["dynamic", "padded", "static", "static, padded", "none", "beams", "sampled"],
+)
+def test_every_step_of_generate_reconciles(
+    make_model, ids, all_exact, options, attention
+):
+    model = make_model(attention=attention)
+    with recon.capture(model, keep="all") as recorder:
+        model.generate(ids, max_new_tokens=3, pad_token_id=0, **options)
+    assert len(recorder.traces) == 3
+    for trace in recorder.traces:
+        all_exact(recon.verify_trace(trace))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_generating_with_cross_attention_reconciles(
+    make_model, ids, all_exact, attention
+):
+    model = make_model(attention=attention, **CROSS)
+    with recon.capture(model, keep="all") as recorder:
+        model.generate(ids, max_new_tokens=3, pad_token_id=0, **ENCODER)
+    assert len(recorder.traces) == 3
+    for trace in recorder.traces:
+        all_exact(recon.verify_trace(trace))
+
+
+def test_a_step_that_reuses_the_encoders_keys_computes_none(make_model, make_ids):
+    model = make_model(**CROSS)
+    cache = model(make_ids(), use_cache=True, **ENCODER).past_key_values
+    with recon.capture(model) as recorder:
+        model(make_ids(3, 1, seed=5), past_key_values=cache, **ENCODER)
+    trace = recorder.trace
+    assert {"h.1.cross.q", "h.1.cross.pattern"} <= {str(place) for place in trace}
+    assert "h.1.cross.kv" not in trace
+    assert "h.1.cross.k" not in trace
+
+
+# -- what is refused -----------------------------------------------------------
+
+
+def test_a_head_that_is_no_language_model_is_refused_by_name(make_model):
+    model = make_model(transformers.GPT2ForSequenceClassification, pad_token_id=0)
+    with pytest.raises(recon.UnsupportedError, match=r"GPT2ForSequenceClassification; "):
+        recon.capture(model)
+
+
+def test_another_architecture_is_refused_by_name():
+    config = transformers.T5Config(num_layers=1, d_model=8, d_ff=8, vocab_size=8)
+    with pytest.raises(recon.UnsupportedError, match="found T5Model"):
+        recon.capture(transformers.T5Model(config))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({}, "give either input_ids or inputs_embeds"),
+        ({"input_ids": torch.ones(7).long()}, r"expected .*\(batch, tokens\).*\(7,\)"),
+        ({"input_ids": torch.ones(1, 1, 7).long()}, r"found \(1, 1, 7\)"),
+        ({"input_ids": [[1, 2]]}, "found list"),
+        ({"input_ids": torch.ones(2, 0).long()}, "is empty"),
+        ({"input_ids": torch.tensor([[1, 97]])}, "token id 97 is out of range.*0 to 96"),
+        ({"input_ids": torch.tensor([[1, -1]])}, "token id -1 is out of range"),
+        ({"input_ids": torch.ones(1, 25).long()}, "25 tokens, but .*24"),
+        (
+            {"input_ids": torch.ones(1, 2).long(), "position_ids": torch.tensor([24])},
+            "position 24 is out of range",
+        ),
+        (
+            {"input_ids": torch.ones(3, 2).long(), "encoder_hidden_states": ENCODED},
+            "no cross-attention",
+        ),
+        ({"inputs_embeds": EMBEDDED[0]}, "expected .*width"),
+        ({"inputs_embeds": EMBEDDED, "input_ids": TYPES}, "give either"),
+        (
+            {"input_ids": torch.ones(1, 2).long(), "token_type_ids": TYPES[:1, :2] + 99},
+            "the model itself raised IndexError",
+        ),
+        (
+            {"input_ids": torch.ones(1, 2).long(), "return_dict": False},
+            "plain tuple; call it with return_dict=True",
+        ),
+    ],
+)
+def test_inputs_that_the_model_cannot_take_are_one_clear_line(model, inputs, words):
+    with pytest.raises(recon.UsageError, match=words) as caught:
+        recon.verify(model, **inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_that_no_longer_fits_after_the_cache_is_refused(model, make_ids):
+    cache = model(make_ids(), use_cache=True).past_key_values
+    with pytest.raises(recon.UsageError, match="27 tokens, but the context .*24"):
+        recon.verify(model, make_ids(3, 20), past_key_values=cache)
+
+
+def test_an_unknown_attention_implementation_is_refused(model, ids):
+    transformers.AttentionInterface.register(
+        "of_mine", transformers.models.gpt2.modeling_gpt2.eager_attention_forward
+    )
+    model.config._attn_implementation = "of_mine"
+    with pytest.raises(recon.UnsupportedError, match="implementation 'of_mine'"):
+        recon.verify(model, ids)
+
+
+def test_a_part_of_another_class_is_refused_by_path(model, ids):
+    model.transformer.h[1].mlp.c_fc = torch.nn.Linear(32, 128)
+    with pytest.raises(recon.UnsupportedError, match=r"h\.1\.mlp\.c_fc is a Linear"):
+        recon.verify(model, ids)
+
+
+# -- transformers' own capturing hooks -----------------------------------------
+
+
+@pytest.mark.skipif(not VERSION_5, reason="transformers 4 collects states by hand")
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_transformers_own_hooks_are_put_back_as_they_were(model, ids, asked_before):
+    if asked_before:
+        model(ids, output_hidden_states=True)
+    block = model.transformer.h[1]
+    before = dict(block._forward_hooks)
+    with hooks_of_its_own(model):
+        model(ids, output_hidden_states=True)
+        assert block._forward_hooks
+    assert block._forward_hooks == before
+    assert len(model(ids, output_hidden_states=True).hidden_states) == 4
+
+
+def test_a_copy_of_the_model_verifies_like_the_model(model, ids, all_exact):
+    recon.verify(model, ids)
+    all_exact(recon.verify(copy.deepcopy(model), ids))
