@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recon.capturing import capture as capture
     from recon.compare import Check as Check
+    from recon.differences import Difference as Difference
+    from recon.differences import diff as diff
     from recon.errors import BudgetError as BudgetError
     from recon.errors import CaptureError as CaptureError
     from recon.errors import ReconciliationError as ReconciliationError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from recon.errors import UsageError as UsageError
     from recon.ledger import decompose as decompose
     from recon.ledger import reconstruct as reconstruct
+    from recon.loading import load_trace as load_trace
     from recon.models import load_model as load_model
     from recon.recorder import Recorder as Recorder
     from recon.results import Report as Report
@@ -42,9 +45,12 @@ _HOME = {
     "UnknownSiteError": "errors",
     "UnsupportedError": "errors",
     "UsageError": "errors",
+    "Difference": "differences",
     "decompose": "ledger",
+    "diff": "differences",
     "reconstruct": "ledger",
     "load_model": "models",
+    "load_trace": "loading",
     "Recorder": "recorder",
     "Site": "sites",
     "site": "sites",

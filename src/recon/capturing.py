@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 from recon import gpt2
+from recon.checks import Level, Levels
+from recon.errors import UsageError
 from recon.recorder import Keep, Options, Positions, Recorder
+from recon.streaming import CheckingRecorder
 
 
 def capture(
@@ -22,6 +25,7 @@ def capture(
     grad: bool = False,
     keep: Keep = "last",
     budget: int | None = None,
+    check: Level | Sequence[Level] | None = None,
 ) -> Recorder:
     """Return a context manager that records every forward pass of ``model``.
 
@@ -30,6 +34,9 @@ def capture(
     ``device`` and ``clone`` make copies, ``grad`` keeps the graph. ``keep="last"``
     forgets a pass when the next begins, ``"all"`` accumulates them. ``budget`` is in
     bytes: capture stops with BudgetError before it is exceeded.
+
+    ``check="sketch"`` (or any levels) checks each block as soon as it has run and keeps
+    no tensor: ``recorder.reports`` then holds a report for each pass.
 
     Raises UnsupportedError for a model that is no GPT-2, UnknownSiteError for a
     pattern that matches no site of it.
@@ -44,4 +51,13 @@ def capture(
         keep=keep,
         budget=budget,
     )
-    return Recorder(gpt2.plan(model), options)
+    if check is None:
+        return Recorder(gpt2.plan(model), options)
+    narrowed = sites is not None or bool(options.altered)
+    if narrowed or grad or clone or device is not None:
+        raise UsageError(
+            "check= looks at whole passes as they are; leave out sites=, positions=, "
+            "dtype=, device=, clone= and grad="
+        )
+    names = (check,) if isinstance(check, str) else tuple(check)
+    return CheckingRecorder(gpt2.plan(model), options, Levels(names))

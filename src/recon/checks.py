@@ -123,9 +123,7 @@ def ledger_checks(trace: Trace, returned: Reference | None) -> Iterator[Placed]:
     elif returned.hidden_states is None:
         yield (
             (0.0,),
-            no_states(
-                "hidden_states not returned: the pass ran without output_hidden_states=True"
-            ),
+            no_states("not returned: the pass ran without output_hidden_states=True"),
         )
         return
     else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from recon import saving
 from recon.errors import CaptureError
 from recon.facts import Facts
 from recon.ops import Attention, Slice
@@ -172,6 +174,23 @@ class Trace(Mapping[Site | str, Tensor]):
     def replace(self, name: Site | str, tensor: Tensor) -> Trace:
         """Return a trace that differs at one site; this one stays as it is."""
         return replace(self, tensors={**self.tensors, site(name): tensor})
+
+    def save(self, path: str | Path) -> None:
+        """Write this run to a safetensors file that ``recon.load_trace`` reads.
+
+        Written under a temporary name and renamed. Raises UsageError if it cannot be.
+        """
+        wanted = self.wanted
+        about = {
+            "run": self.run,
+            "wanted": None if wanted is None else [str(s) for s in sorted(wanted)],
+            "positions": self.positions,
+            "altered": self.altered,
+            "never_ran": self.never_ran,
+            "repeated": self.repeated,
+            "failure": self.failure,
+        }
+        saving.write(path, self.tensors, self.facts, about)
 
     def __repr__(self) -> str:
         state = "" if self.complete else f", incomplete: {self.failure}"

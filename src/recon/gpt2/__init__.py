@@ -8,7 +8,7 @@ A second architecture is a second package like this one.
 from recon.gpt2.hooking import plan
 from recon.gpt2.laws import identities, stage_identities
 from recon.gpt2.modules import base
-from recon.gpt2.passes import SUPPORTED_ATTENTION
+from recon.gpt2.passes import SUPPORTED_ATTENTION, with_weights
 from recon.gpt2.reference import (
     Reference,
     hidden_states_problem,
@@ -32,4 +32,5 @@ __all__ = [
     "require_inputs",
     "sparing",
     "stage_identities",
+    "with_weights",
 ]

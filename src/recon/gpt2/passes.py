@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -112,6 +112,7 @@ class Start:
         )
 
 
+Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
 # Weight and bias of a module, and how often each had been edited in place.
 Held: TypeAlias = tuple[Tensor | None, Tensor | None, int, int]
 
@@ -158,18 +159,8 @@ def facts(
         problems.append(f"attention implementation {end.kernel!r}")
     if isinstance(start.logits_to_keep, Tensor) and start.logits_to_keep.ndim != 1:
         problems.append("a logits_to_keep that is not one-dimensional")
-    makers: dict[Site, Lookup | LayerNorm | Linear | Unembed | Activation] = {}
-    versions = []
-    for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
-        if stage is not None and place.stage(config.n_layer) != stage:
-            continue
-        try:
-            makers |= _maker(parts, path, place, module, held, start, notes)
-        except UnsupportedError as error:
-            problems.append(str(error))
-        weight, bias, first, second = held
-        versions += [(f"{path}.weight", weight, first)] if weight is not None else []
-        versions += [(f"{path}.bias", bias, second)] if bias is not None else []
+    makers, versions, unmade = _makers(parts, start, end, notes, stage)
+    problems += unmade
     attention, unclear = _attention_facts(parts, start, end, notes)
     return Facts(
         environment=_environment(parts, start, end),
@@ -187,6 +178,61 @@ def facts(
         unsupported=tuple(dict.fromkeys([*problems, *unclear])),
         weights_at_run=tuple(versions),
         notes=tuple(_quirks(parts, end)),
+    )
+
+
+def _makers(
+    parts: Parts,
+    start: Start,
+    end: End,
+    notes: Mapping[str, list[Any]],
+    stage: int | None,
+) -> tuple[dict[Site, Maker], list[tuple[str, Tensor, int]], list[str]]:
+    """Return the ops that have weights, the weights' versions, and what is unknown."""
+    problems: list[str] = []
+    makers: dict[Site, Maker] = {}
+    versions: list[tuple[str, Tensor, int]] = []
+    for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
+        if stage is not None and place.stage(parts.body.config.n_layer) != stage:
+            continue
+        try:
+            makers |= _maker(parts, path, place, module, held, start, notes)
+        except UnsupportedError as error:
+            problems.append(str(error))
+        weight, bias, first, second = held
+        versions += [(f"{path}.weight", weight, first)] if weight is not None else []
+        versions += [(f"{path}.bias", bias, second)] if bias is not None else []
+    return makers, versions, problems
+
+
+def with_weights(
+    model: nn.Module,
+    known: Facts,
+    lookups: Mapping[Site, Tensor],
+    keep: int | Tensor,
+) -> Facts:
+    """Give the facts of a saved run the weights of the model that it came from."""
+    parts = Parts.of(model)
+    start = Start(
+        embeddings=known.given.get(Site("wte")),
+        shape=known.shape,
+        logits_to_keep=keep,
+        autocast=known.environment.autocast,
+        grad=known.environment.grad,
+        backends=(),
+    )
+    held = [weights(module) for _, _, module in parts.makers()]
+    end = End(held, [], [], known.environment.attention, known.environment.training)
+    notes: dict[str, list[Any]] = {}
+    for place in (Site("wte"), Site("token_type"), Site("wpe")):
+        path = f"{parts.prefix}{'wpe' if place.part == 'wpe' else 'wte'}"
+        notes.setdefault(path, []).extend([lookups[place]] if place in lookups else [])
+    makers, versions, problems = _makers(parts, start, end, notes, None)
+    return replace(
+        known,
+        makers=makers,
+        weights_at_run=tuple(versions),
+        unsupported=tuple(dict.fromkeys([*known.unsupported, *problems])),
     )
 
 
@@ -237,7 +283,7 @@ def _maker(
     held: Held,
     start: Start,
     notes: Mapping[str, list[Any]],
-) -> dict[Site, Lookup | LayerNorm | Linear | Unembed | Activation]:
+) -> dict[Site, Maker]:
     """Return the ops that a module makes; Unsupported for a class we do not know."""
     weight, bias, _, _ = held
     if isinstance(module, nn.Embedding) and weight is not None:
