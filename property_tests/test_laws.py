@@ -1,112 +1,325 @@
-"""Laws over whole runs: what one run says about another."""
+"""Laws over whole runs: what one run says about another.
+
+Where a law holds bit for bit, that is what is asked. It does not where the kernels see
+another shape or order of rows: matrix products, softmax and activations treat the last
+rows and elements of a tensor, those that fill no whole tile or SIMD register, with
+other instructions.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import recon
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from recon import Site, Trace
 from torch import Tensor
+from transformers import DynamicCache, StaticCache
 
 from property_tests.observing import record, same_bits
-from property_tests.strategies import VOCABULARY, Run, runs
+from property_tests.strategies import (
+    CONTEXT,
+    VOCABULARY,
+    Run,
+    models,
+    runs,
+)
 
-def rows_first(place: Site, tensor: Tensor) -> Tensor:
-    axis = tensor.ndim - 2
-    return tensor.movedim(axis, 1)
+# Rounding in another order: the two runs still agree to half of their digits. The
+# worst of 1,600 runs was 1.6e-5 in float32 (allowed 3.5e-4) and 7.5e-15 in float64
+# (allowed 1.5e-8), relative to the largest element of the site.
+PRECISE = ("float32", "float64")
+OF_TOKENS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+# Its rows are the encoder's tokens, not the prompt's.
+OF_ENCODER = {"cross.kv", "cross.k", "cross.v"}
 
-TOKENWISE=("input_ids","inputs_embeds","token_type_ids","position_ids")
 
-def others(inputs: dict[str, Any], seed, where: Tensor) -> dict[str, Any]:
-    """other tokens at where (B T)"""
-    g = torch.Generator().manual_seed(seed)
+def rows(tensor: Tensor) -> Tensor:
+    """Bring the token axis, the last but one, behind the batch: B T ..."""
+    return tensor.movedim(tensor.ndim - 2, 1)
+
+
+def far_apart(a: Tensor, b: Tensor) -> bool:
+    if not a.numel():
+        return False
+    gap, scale = (a.double() - b.double()).abs().max(), a.double().abs().max()
+    return not gap <= torch.finfo(a.dtype).eps ** 0.5 * scale
+
+
+def differing(
+    first: Trace,
+    second: Trace,
+    pick: Callable[[Site, Tensor], Tensor],
+    pick_second: Callable[[Site, Tensor], Tensor] | None = None,
+    *,
+    exact: bool = True,
+    without: set[str] = frozenset(),
+) -> list[str]:
+    """Name the sites at which picked parts of two traces do not agree."""
+    assert set(first) == set(second)
+    pairs = (
+        (s, pick(s, first[s]), (pick_second or pick)(s, second[s]))
+        for s in first
+        if s.part not in without
+    )
+    return [
+        str(s)
+        for s, a, b in pairs
+        if a.shape != b.shape or (not same_bits(a, b) if exact else far_apart(a, b))
+    ]
+
+
+def with_other_tokens(inputs: dict[str, Any], where: Tensor) -> dict[str, Any]:
+    """Replace what stands in the prompt where ``where``, B T, says so."""
+    generator = torch.Generator().manual_seed(1)
     changed = dict(inputs)
-    for name in ("input_ids", "token_type_ids"):
-        if name in inputs:
-            some = torch.randint(VOCABULARY, where.shape, generator=g)
-            changed[name] = torch.where(where, some, inputs[name])
-    if "inputs_embeds" in inputs:
-        e=inputs["inputs_embeds"]
-        some = torch.randn(e.shape, generator=g).to(e.dtype)
-        changed["inputs_embeds"] = torch.where(where[..., None], some, e)
+    for name in {"input_ids", "token_type_ids"} & inputs.keys():
+        some = torch.randint(VOCABULARY, where.shape, generator=generator)
+        changed[name] = torch.where(where, some, inputs[name])
+    if (old := inputs.get("inputs_embeds")) is not None:
+        some = torch.randn(old.shape, generator=generator).to(old.dtype)
+        changed["inputs_embeds"] = torch.where(where[..., None], some, old)
     return changed
 
-def plain(run):
-    return replace(run, prompt=replace(run.prompt, keep=None))
 
-SKIP=("cross.kv",)
-@given(run=runs(min_tokens=2), data=st.data())
-def test_causal_exact(run, data):
-    run = plain(run)
-    model, inputs = run.build()
-    t = run.prompt.tokens
-    cut = data.draw(st.integers(1, t-1))
-    where = torch.zeros(run.prompt.batch, t, dtype=torch.bool); where[:, cut:] = True
-    a,_ = record(model, inputs)
-    b,_ = record(model, others(inputs, 77, where))
-    awake = run.prompt.awake[:, :cut]
-    bad=[]
-    for s, x in a.tensors.items():
-        y = b.tensors[s]
-        if s.part in ("wpe", "cross.kv"): 
-            continue
-        x, y = rows_first(s,x)[:, :cut], rows_first(s,y)[:, :cut]
-        if not torch.equal(x[awake], y[awake]):
-            bad.append((str(s), (x[awake].double()-y[awake].double()).abs().max().item()))
-    assert not bad
+def cut(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Return some tokens of a prompt, and the mask of all up to them."""
+    some = {k: v[:, start:stop] for k, v in inputs.items() if k in OF_TOKENS}
+    if "attention_mask" in inputs:
+        some["attention_mask"] = inputs["attention_mask"][:, :stop]
+    return {**inputs, **some}
 
-@given(run=runs(min_batch=2), data=st.data())
-def test_rows_exact(run, data):
-    run = plain(run)
-    model, inputs = run.build()
-    t = run.prompt.tokens
-    row = data.draw(st.integers(0, run.prompt.batch-1))
-    where = torch.zeros(run.prompt.batch, t, dtype=torch.bool); where[row] = True
-    a,_ = record(model, inputs)
-    b,_ = record(model, others(inputs, 77, where))
-    rest=[i for i in range(run.prompt.batch) if i!=row]
-    bad=[]
-    for s, x in a.tensors.items():
-        y = b.tensors[s]
-        if s.part in ("wpe",): continue
-        if not same_bits(x[rest], y[rest]):
-            bad.append((str(s), (x[rest].double()-y[rest].double()).abs().max().item()))
-    assert not bad
 
-BATCHED=("input_ids","inputs_embeds","token_type_ids","attention_mask","encoder_hidden_states","encoder_attention_mask")
-@given(run=runs(min_batch=2), data=st.data())
-def test_permute(run, data):
-    run = plain(run)
-    model, inputs = run.build()
-    order = data.draw(st.permutations(range(run.prompt.batch)))
-    perm = {k: (v[order] if k in BATCHED or (k=="position_ids" and run.prompt.positions=="each") else v) for k,v in inputs.items()}
-    a,_ = record(model, inputs)
-    b,_ = record(model, perm)
-    bad=[]
-    for s, x in a.tensors.items():
-        y = b.tensors[s]
-        if s.part == "wpe" and run.prompt.positions!="each": continue
-        if not same_bits(x[order], y):
-            bad.append((str(s), (x[order].double()-y.double()).abs().max().item()))
-    assert not bad
+def all_logits(run: Run, **changes: Any) -> Run:
+    return replace(run, prompt=replace(run.prompt, keep=None, **changes))
+
+
+# -- tokens --------------------------------------------------------------------
+
 
 @given(run=runs(min_tokens=2), data=st.data())
-def test_padding_exact(run, data):
-    run = plain(run)
+def test_later_tokens_change_no_bit_of_earlier_rows(run: Run, data: st.DataObject):
+    run = all_logits(run)
     model, inputs = run.build()
-    a,_ = record(model, inputs)
-    b,_ = record(model, others(inputs, 77, ~run.prompt.seen))
+    stop = data.draw(st.integers(1, run.prompt.tokens - 1), label="first later token")
+    later = torch.arange(run.prompt.tokens).expand(run.prompt.batch, -1) >= stop
+    one, _ = record(model, inputs)
+    other, _ = record(model, with_other_tokens(inputs, later))
+    # A row that may attend to nothing gets uniform weights over all tokens from eager
+    # attention, later ones too.
+    awake = run.prompt.awake[:, :stop]
+
+    def earlier(place: Site, tensor: Tensor) -> Tensor:
+        if place.part == "attn.scores":
+            # Before the softmax a hidden score is a huge one plus its own.
+            tensor = tensor[..., :stop]
+        if place.part == "wpe":
+            return tensor
+        return rows(tensor)[:, :stop][awake]
+
+    assert differing(one, other, earlier, without=OF_ENCODER) == []
+
+
+@given(run=runs(min_tokens=2, dtypes=PRECISE), data=st.data())
+def test_a_longer_prompt_leaves_earlier_rows_as_they_were_up_to_rounding(
+    run: Run, data: st.DataObject
+):
+    run = all_logits(run)
+    model, inputs = run.build()
+    stop = data.draw(st.integers(1, run.prompt.tokens - 1), label="first later token")
+    long, _ = record(model, inputs)
+    short, _ = record(model, cut(inputs, 0, stop))
+    awake = run.prompt.awake[:, :stop]
+
+    def earlier(place: Site, tensor: Tensor) -> Tensor:
+        if place.part == "attn.pattern":
+            tensor = tensor[..., :stop]
+        if place.part == "wpe":
+            return tensor[:, :stop]
+        return rows(tensor)[:, :stop][awake]
+
+    unlike = {"attn.scores"}  # hidden ones are huge, and hide all others in rounding
+    assert differing(long, short, earlier, exact=False, without=unlike | OF_ENCODER) == []
+
+
+@given(run=runs(min_tokens=2))
+def test_tokens_hidden_by_the_mask_change_no_bit_of_the_others(run: Run):
+    assume(run.prompt.mask)
+    run = all_logits(run)
+    model, inputs = run.build()
     seen = run.prompt.seen
-    bad=[]
-    for s, x in a.tensors.items():
-        y = b.tensors[s]
-        if s.part in ("wpe", "cross.kv"): 
+    one, _ = record(model, inputs)
+    other, _ = record(model, with_other_tokens(inputs, ~seen))
+
+    def shown(place: Site, tensor: Tensor) -> Tensor:
+        return tensor if place.part == "wpe" else rows(tensor)[seen]
+
+    # The score of a hidden token is a huge one plus its own.
+    without = {"attn.scores"} | OF_ENCODER
+    assert differing(one, other, shown, without=without) == []
+
+
+@given(run=runs(dtypes=PRECISE), padding=st.integers(1, 5))
+def test_left_padding_with_positions_changes_nothing_but_rounding(
+    run: Run, padding: int
+):
+    run = all_logits(run, mask=(), positions="")
+    model, inputs = run.build()
+    batch, tokens = run.prompt.batch, run.prompt.tokens
+    mask = torch.ones(batch, padding + tokens, dtype=torch.long)
+    mask[:, :padding] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    padded = {**inputs, "attention_mask": mask, "position_ids": positions}
+    for name in set(OF_TOKENS) & inputs.keys():
+        filler = inputs[name][:, :1].expand(-1, padding, *inputs[name].shape[2:])
+        padded[name] = torch.cat([filler, inputs[name]], 1)
+    bare, _ = record(model, inputs)
+    longer, _ = record(model, padded)
+
+    def real(place: Site, tensor: Tensor) -> Tensor:
+        if place.part == "attn.pattern":
+            tensor = tensor[..., -tokens:]
+        if place.part == "wpe":
+            return tensor[:1, -tokens:]
+        return rows(tensor)[:, -tokens:]
+
+    without = {"attn.scores"} | OF_ENCODER
+    assert differing(bare, longer, real, exact=False, without=without) == []
+
+
+# -- rows of a batch -----------------------------------------------------------
+
+
+@given(run=runs(min_batch=2), data=st.data())
+def test_changing_one_row_changes_no_bit_of_the_others(run: Run, data: st.DataObject):
+    model, inputs = run.build()
+    row = data.draw(st.integers(0, run.prompt.batch - 1), label="row")
+    others = [i for i in range(run.prompt.batch) if i != row]
+    changed = (torch.arange(run.prompt.batch) == row)[:, None]
+    one, _ = record(model, inputs)
+    other, _ = record(
+        model, with_other_tokens(inputs, changed.expand(-1, run.prompt.tokens))
+    )
+
+    def rest(place: Site, tensor: Tensor) -> Tensor:
+        return tensor if tensor.shape[0] == 1 else tensor[others]
+
+    assert differing(one, other, rest) == []
+
+
+def picked(inputs: dict[str, Any], order: list[int]) -> dict[str, Any]:
+    """Return some rows of a batch, in some order."""
+
+    def pick(name: str, value: Any) -> Any:
+        shared = name in ("logits_to_keep", "use_cache") or value.shape[0] == 1
+        return value if shared else value[order]
+
+    return {name: pick(name, value) for name, value in inputs.items()}
+
+
+@given(run=runs(min_batch=2, dtypes=PRECISE), data=st.data())
+def test_any_rows_in_any_order_are_captured_as_in_the_whole_batch_up_to_rounding(
+    run: Run, data: st.DataObject
+):
+    model, inputs = run.build()
+    every = range(run.prompt.batch)
+    order = data.draw(
+        st.lists(st.sampled_from(every), min_size=1, max_size=3), label="rows"
+    )
+    whole, _ = record(model, inputs)
+    some, _ = record(model, picked(inputs, order))
+
+    def chosen(place: Site, tensor: Tensor) -> Tensor:
+        return tensor if tensor.shape[0] == 1 else tensor[order]
+
+    def as_is(place: Site, tensor: Tensor) -> Tensor:
+        return tensor
+
+    assert differing(whole, some, chosen, as_is, exact=False) == []
+
+
+# -- the cache -----------------------------------------------------------------
+
+
+def inexact(trace: Trace, output: Any = None) -> Iterator[str]:
+    for check in recon.verify_trace(trace, output).checks:
+        if check.verdict != "exact":
+            yield check.describe()
+
+
+@given(
+    run=runs(min_tokens=2, dtypes=PRECISE), data=st.data(), static=st.booleans()
+)
+def test_decoding_in_any_chunks_verifies_and_agrees_with_one_pass(
+    run: Run, data: st.DataObject, static: bool
+):
+    # Without a mask, transformers takes positions that jump for packed prompts.
+    run = all_logits(run, use_cache=True, positions="")
+    # In each chunk some row has to attend to something.
+    assume(bool(run.prompt.awake.any(0).all()))
+    if run.recipe.cross:
+        # A cache made by hand has no half for the encoder.
+        static = False
+    model, inputs = run.build()
+    tokens = run.prompt.tokens
+    inner = data.draw(st.sets(st.integers(1, tokens - 1)), label="chunks begin at")
+    edges = [0, *sorted(inner), tokens]
+    cache: Any = None
+    if static:
+        cache = StaticCache(config=model.config, max_cache_len=CONTEXT)
+    elif not run.recipe.cross:
+        cache = DynamicCache(config=model.config)
+    with torch.no_grad(), recon.capture(model, keep="all") as recorder:
+        for start, stop in zip(edges, edges[1:], strict=False):
+            step = {**cut(inputs, start, stop), "past_key_values": cache}
+            cache = model(**step).past_key_values
+    traces = recorder.traces
+    assert [trace.run for trace in traces] == list(range(len(edges) - 1))
+    for trace in traces:
+        assert list(inexact(trace)) == []
+    whole, _ = record(model, inputs)
+    for place in whole.tensors:
+        if place.part in OF_ENCODER | {"attn.pattern"}:
             continue
-        x, y = rows_first(s,x), rows_first(s,y)
-        if not torch.equal(x[seen], y[seen]):
-            bad.append((str(s), (x[seen].double()-y[seen].double()).abs().max().item()))
-    assert not bad
+        parts = torch.cat([rows(trace[place]) for trace in traces], 1)
+        both = rows(whole[place]), parts
+        awake = run.prompt.awake if parts.shape[0] > 1 else run.prompt.awake[:1]
+        if place.part == "wpe":
+            awake = torch.ones(parts.shape[:2], dtype=torch.bool)
+        assert not far_apart(*(x[awake] for x in both)), place
+
+
+@given(
+    recipe=models(max_layer=2, dtypes=("float32", "bfloat16")),
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 5),
+    new=st.integers(1, 4),
+    beams=st.integers(1, 2),
+    sample=st.booleans(),
+    use_cache=st.booleans(),
+)
+def test_every_step_of_generate_verifies_by_itself(
+    recipe, batch, tokens, new, beams, sample, use_cache
+):
+    model = replace(recipe, headed=True).build()
+    ids = torch.randint(1, VOCABULARY, (batch, tokens))
+    with recon.capture(model, keep="all") as recorder:
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            pad_token_id=0,
+            eos_token_id=None,
+            max_new_tokens=new,
+            num_beams=beams,
+            do_sample=sample,
+            use_cache=use_cache,
+        )
+    shapes = [tuple(trace["embed"].shape[:2]) for trace in recorder.traces]
+    later = [1] * (new - 1) if use_cache else range(tokens + 1, tokens + new)
+    assert shapes == [(batch * beams, t) for t in (tokens, *later)]
+    for trace in recorder.traces:
+        assert list(inexact(trace)) == []

@@ -1,12 +1,12 @@
 """Shape checks for every test, and the models and inputs that most of them share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 SOURCE = Path(__file__).parent.parent / "src" / "recon"
 
@@ -19,7 +19,7 @@ def _modules_with_shapes() -> list[str]:
 
 # Before anything imports recon. Only modules that annotate shapes: decorating the
 # closures of the others, too, made one verification ten times slower.
-install_import_hook(_modules_with_shapes(), "beartype.beartype")
+jaxtyping.install_import_hook(_modules_with_shapes(), "beartype.beartype")
 # Matrices this small gain nothing from threads, and lose much on a busy machine.
 torch.set_num_threads(1)
 
@@ -106,6 +106,14 @@ def record() -> Callable[..., Recorded]:
 def all_exact() -> Callable[[recon.Report], recon.Report]:
     """``all_exact(report)``: assert that every check of both levels is exact."""
     return _all_exact
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """Call recon as users do, unchecked, to see what it says to a wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

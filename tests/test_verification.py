@@ -182,15 +182,18 @@ def test_broadcasting_never_makes_a_lost_batch_axis_equal(make_model, make_ids, 
     assert found.reason == "wrong shape (7, 32), expected (1, 7, 32)"
 
 
-def test_a_block_replaced_after_capture_began_is_told(model, ids):
+def test_a_block_replaced_after_capture_began_is_told(model, make_model, ids):
     with torch.no_grad(), recon.capture(model) as recorder:
-        model.transformer.h[1] = copy.deepcopy(model.transformer.h[2])
+        model.transformer.h[1] = make_model().transformer.h[1]
         model(ids)
     report = recon.verify_trace(recorder.traces[-1])
     found = first_failure(report)
     assert (found.identity, found.verdict) == ("fired", "missing")
-    assert found.reason.startswith("transformer.h.1 (and 9 more modules) was hooked but")
-    assert found.reason.endswith("replaced or compiled after capture began?")
+    assert found.reason.startswith("transformer.h.1 (and ")
+    assert found.reason.endswith(
+        "was hooked but never ran, though 33 sites were captured; was the block "
+        "replaced or compiled after capture began?"
+    )
 
 
 def test_a_module_that_fired_twice_is_told(model, ids):

@@ -17,7 +17,7 @@ from recon.gpt2 import Reference
 from recon.ledger import reconstruct
 from recon.ops import Linear, Unembed
 from recon.recorder import never_ran
-from recon.replay import replay
+from recon.replay import check as replayed
 from recon.rounding import Form
 from recon.sites import Site
 from recon.sketch import Sketcher
@@ -80,7 +80,7 @@ def identity_checks(
         if "sketch" in levels.names and linear:
             yield where, sketched(trace, identity, _SKETCHER)
         if "replay" in levels.names:
-            yield from ((where, check) for check in replay(trace, [identity]))
+            yield where, replayed(trace, identity)
         if "certify" in levels.names:
             yield where, certified(trace, identity, levels.form)
 
@@ -113,28 +113,32 @@ def firings(trace: Trace) -> Iterator[Placed]:
 
 def ledger_checks(trace: Trace, returned: Reference | None) -> Iterator[Placed]:
     """Compare the rebuilt stream with the model's own hidden states, entry by entry."""
+    states: Sequence[Tensor | None] | None
+    states = None if returned is None else returned.hidden_states
     try:
         rebuilt = reconstruct(trace)
+        if returned is None:
+            states = _captured_states(trace)
     except KeyError as error:
         yield (0.0,), no_states(str(error))
         return
-    if returned is None:
-        states: Sequence[Tensor | None] = _captured_states(trace)
-    elif returned.hidden_states is None:
+    except RuntimeError as error:
+        # Captures of a wrong shape or dtype: their own checks say which, and come first.
+        yield (3.0,), no_states(f"cannot be rebuilt: {str(error).splitlines()[0]}")
+        return
+    if states is None:
         yield (
             (0.0,),
             no_states("not returned: the pass ran without output_hidden_states=True"),
         )
         return
-    else:
-        states = returned.hidden_states
-        if len(states) != len(rebuilt):
-            yield (
-                (0.0,),
-                no_states(
-                    f"hidden_states has {len(states)} entries, expected {len(rebuilt)}"
-                ),
-            )
+    if len(states) != len(rebuilt):
+        yield (
+            (0.0,),
+            no_states(
+                f"hidden_states has {len(states)} entries, expected {len(rebuilt)}"
+            ),
+        )
     for index, (expected, found) in enumerate(zip(rebuilt, states, strict=False)):
         last = index == len(rebuilt) - 1
         if found is None:
@@ -145,7 +149,8 @@ def ledger_checks(trace: Trace, returned: Reference | None) -> Iterator[Placed]:
 
 def state_check(expected: Tensor, found: Tensor, index: int, last: bool) -> Placed:
     """Compare one rebuilt state with the one that the model has."""
-    depth = (2.0, 0.0, 1e6) if last else (1.0, float(index), 0.0)
+    # After the law of the block's input: where that is wrong, the fault is there.
+    depth = (2.0, 0.0, 1e6) if last else (*Site("resid_pre", index).depth, 0.5)
     name = f"hidden_states.{index}"
     check = compare(
         expected, found, site=name, identity="hidden_states", level="ledger"

@@ -71,6 +71,11 @@ class Check:
         if self.verdict == "exact":
             return f"{self.site}: exact ({self.identity}, {self.level})"
         allowed = "0" if self.allowed is None else f"{self.allowed:.3g}"
+        if self.bound_ratio is not None:
+            return (
+                f"{self.site}: {self.bound_ratio:.3g} of the bound{where}, off by at most "
+                f"{self.max_abs:.3g} ({self.identity}, {self.level})"
+            )
         return (
             f"{self.site}: off by {self.max_abs:.3g}{where}, {self.max_ulp} ulp, "
             f"allowed {allowed} ({self.identity}, {self.level})"
@@ -85,14 +90,12 @@ def compare(
     identity: str,
     level: str,
     dropout: float = 0.0,
-    allowance: Tensor | None = None,
     idle: Tensor | None = None,
 ) -> Check:
     """Compare strictly: shape, dtype, finiteness, then every element.
 
-    Equal means equal in value. With ``allowance`` (same shape, absolute) elements may
-    be that far apart; with ``dropout`` each is 0 or the expected value over 1-p; rows
-    masked by ``idle`` (B 1 T, for B H T x) are left out and counted.
+    Equal means equal in value. With ``dropout`` each element is 0 or the expected value
+    over 1-p; rows masked by ``idle`` (B 1 T, for B H T x) are left out and counted.
     """
 
     def verdict(kind: Verdict, **more: object) -> Check:
@@ -134,28 +137,15 @@ def compare(
             return verdict("diverged", reason=odd, excluded=excluded)
     if torch.equal(expected, found):
         return verdict("exact", max_abs=0.0, max_ulp=0, excluded=excluded)
-    return _apart(expected, found, verdict("diverged", excluded=excluded), allowance)
-
-
-def _apart(
-    expected: Tensor, found: Tensor, blank: Check, allowance: Tensor | None
-) -> Check:
-    """Measure two finite-or-not tensors that differ, and judge the difference."""
     gap = (found.double() - expected.double()).abs()
-    gap = gap.nan_to_num(nan=math.inf)
-    excess = gap if allowance is None else gap - allowance
-    index = _unravel(int(excess.argmax()), found.shape)
-    within = allowance is not None and bool((gap <= allowance).all())
-    return Check(
-        blank.site,
-        blank.identity,
-        blank.level,
-        "rounding" if within else "diverged",
+    gap = gap.nan_to_num(nan=math.inf, posinf=math.inf)
+    index = _unravel(int(gap.argmax()), found.shape)
+    return verdict(
+        "diverged",
         max_abs=float(gap[index]),
         max_ulp=int(ulps(expected, found).max()),
         index=index,
-        allowed=None if allowance is None else float(allowance[index]),
-        excluded=blank.excluded,
+        excluded=excluded,
     )
 
 

@@ -62,7 +62,7 @@ def decompose(
     terms: dict[str, Tensor] = {}
     with torch.no_grad(), trace.arithmetic():
         for place, update in _terms(trace):
-            if not place < stop:
+            if stop < place:
                 break
             terms |= dict(_split(trace, place, update, granularity))
     return terms

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -117,13 +118,20 @@ def _pretrained(
             config._attn_implementation = attention
         try:
             wanted = dtype or getattr(config, "dtype", None) or torch.float32
-            model: PreTrainedModel = kind.from_pretrained(
-                source, config=config, dtype=wanted
+            # Its annotations know nothing of the second value.
+            loaded: Any = kind.from_pretrained(
+                source, config=config, dtype=wanted, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise UsageError(
                 f"{name}: its weights cannot be read: {_first_line(error)}"
             ) from error
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        # transformers would fill them with random numbers.
+        raise UsageError(
+            f"{name}: {len(missing)} weights are missing, {missing[0]} for one"
+        )
     return model
 
 
@@ -179,9 +187,12 @@ def _class(config: Any, name: str) -> type[PreTrainedModel]:
 def _tokenizer(source: str) -> Tokenizer | None:
     with _quiet():
         try:
-            return AutoTokenizer.from_pretrained(source)
+            found = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+    # Where there is no vocabulary, transformers makes up one of special tokens only.
+    words = len(found) - len(found.all_special_tokens)
+    return found if words > 0 else None
 
 
 @contextmanager

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from types import TracebackType
+from itertools import count
+from operator import index
+from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -50,6 +52,7 @@ class Options:
             )
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise UsageError(f"dtype={self.dtype}: expected a floating-point dtype")
+        object.__setattr__(self, "positions", _as_positions(self.positions))
 
     @property
     def altered(self) -> str:
@@ -76,11 +79,24 @@ class _Pass:
     failure: str | None = None
     positions: tuple[int, ...] | None = None
     charged: dict[int, int] = field(default_factory=dict)
+    frame: FrameType | None = None
 
     def tensors(self) -> Iterable[Tensor]:
         return (
             t for taps in self.calls for call in taps for t in call if t is not None
         )
+
+
+class _Identity(threading.local):
+    """A number for each thread; those of the system are given out again."""
+
+    _numbers = count()
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+
+
+_IDENTITY = _Identity()
 
 
 class _Thread(threading.local):
@@ -159,20 +175,22 @@ class Recorder:
             hooks.close()
         for one in self._passes:
             if one.running:
-                one.running = False
+                one.running, one.frame = False, None
                 one.failure = kind.__name__ if kind else "interrupted"
         self._threads = _Thread()
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        self._settle()
         mine = self._threads
         one = _Pass(
             run=self._next_run(),
-            thread=threading.get_ident(),
+            thread=_IDENTITY.number,
             start=self._plan.begin(args, kwargs),
             calls=[[] for _ in self._taps],
             fired=[0] * len(self._taps),
+            frame=sys._getframe(1),
         )
         one.consumer = None if self._consumer is None else self._consumer(one.run)
         if self._options.keep == "last" and not mine.stack:
@@ -188,7 +206,7 @@ class Recorder:
             return
         one = mine.stack.pop()
         mine.current = mine.stack[-1] if mine.stack else None
-        one.running = False
+        one.running, one.frame = False, None
         if output is None:
             # An always-called hook sees no output when the pass raised.
             one.failure = _error_in_words(sys.exc_info()[1])
@@ -196,6 +214,17 @@ class Recorder:
             one.end = self._plan.end()
             depth = max(tap.completes or 0 for tap in self._taps) + 1
             self._consume(one, depth, None)
+
+    def _settle(self) -> None:
+        """Close this thread's passes that were interrupted.
+
+        After KeyboardInterrupt torch calls no hook, so only the call stack tells.
+        """
+        mine = self._threads
+        while mine.stack and not _on_call_stack(mine.stack[-1].frame):
+            one = mine.stack.pop()
+            one.running, one.frame, one.failure = False, None, "interrupted"
+        mine.current = mine.stack[-1] if mine.stack else None
 
     def _next_run(self) -> int:
         with self._lock:
@@ -317,7 +346,8 @@ class Recorder:
 
         Raises CaptureError if there was none, or if a hooked module never ran in it.
         """
-        mine = [p for p in self._passes if p.thread == threading.get_ident()]
+        self._settle()
+        mine = [p for p in self._passes if p.thread == _IDENTITY.number]
         if not mine:
             raise CaptureError(self._nothing())
         trace = self._build(max(mine, key=lambda one: one.run))
@@ -449,6 +479,13 @@ def _look(
     return value if isinstance(value, Tensor) else None
 
 
+def _on_call_stack(frame: FrameType | None) -> bool:
+    here: FrameType | None = sys._getframe()
+    while here is not None and here is not frame:
+        here = here.f_back
+    return here is not None
+
+
 def _as_is(one: _Pass, tensor: Tensor) -> Tensor:
     return tensor
 
@@ -457,20 +494,31 @@ def _detached(one: _Pass, tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
+def _as_positions(asked: Positions | None) -> tuple[int, ...] | slice | None:
+    """Return token numbers as a tuple; raise UsageError for what are none."""
+    if asked is None or isinstance(asked, slice):
+        return asked
+    numbers = asked.flatten().tolist() if isinstance(asked, Tensor) else asked
+    try:
+        several = list(numbers) if isinstance(numbers, Iterable) else [numbers]
+        if several and not any(isinstance(number, bool) for number in several):
+            return tuple(index(number) for number in several)
+    except TypeError:
+        pass
+    raise UsageError(f"positions={asked!r}: expected token numbers or a slice of them")
+
+
 def _rows(positions: Positions | None, length: int, seen: Site) -> list[int]:
     """Resolve ``positions`` to row numbers of an axis of ``length`` tokens."""
     if isinstance(positions, slice):
         return list(range(length))[positions]
-    if isinstance(positions, Tensor):
-        asked: list[int] = positions.flatten().tolist()
-    else:
-        asked = [positions] if isinstance(positions, int) else list(positions or ())
-    outside = [p for p in asked if not -length <= p < length]
+    assert isinstance(positions, tuple)
+    outside = [p for p in positions if not -length <= p < length]
     if outside:
         raise CaptureError(
             f"{seen}: positions={outside} asked for, but this pass has {length} tokens"
         )
-    return [p % length for p in asked]
+    return [p % length for p in positions]
 
 
 def _error_in_words(error: BaseException | None) -> str:

@@ -233,7 +233,7 @@ def site(name: str | Site) -> Site:
     numbers = _NUMBER.findall(name)
     pattern = _NUMBER.sub("{l}", name, count=1)
     short = _ALIASES.get(pattern)
-    if short is None:
+    if short is None or "{l}" in name:
         raise UnknownSiteError(name, _spellings(numbers[0] if numbers else "0"))
     return Site(short, int(numbers[0]) if "{l}" in pattern else None)
 

@@ -99,12 +99,12 @@ def sketch(
     trace: Trace, identities: Iterable[Identity], sketcher: Sketcher
 ) -> Iterator[Check]:
     """Yield one check for each linear map among the identities."""
-    with torch.no_grad():
-        for identity in identities:
-            if isinstance(identity.op, Linear | Unembed):
-                yield check(trace, identity, sketcher)
+    for identity in identities:
+        if isinstance(identity.op, Linear | Unembed):
+            yield check(trace, identity, sketcher)
 
 
+@torch.no_grad()
 def check(trace: Trace, identity: Identity, sketcher: Sketcher) -> Check:
     """Check one linear map on what was captured of it."""
     blank = Check(str(identity.site), identity.name, LEVEL, "unverified")

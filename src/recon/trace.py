@@ -107,6 +107,17 @@ class Trace(Mapping[Site | str, Tensor]):
         }
         return tuple(sorted(shown if self.wanted is None else shown & self.wanted))
 
+    def captured(self, name: Site | str) -> Tensor:
+        """Return the tensor at a site, unless it had to be derived.
+
+        What is derived, compared with its own derivation, proves nothing. Raises
+        CaptureError (a KeyError too) for that, and for what the trace does not hold.
+        """
+        wanted = site(name)
+        if self.origin(wanted) == "derived":
+            raise SiteNotHeldError(wanted, self)
+        return self[wanted]
+
     def origin(self, name: Site | str) -> Origin | None:
         """Say whether a site was captured, is a view of one, or is derived.
 
@@ -208,6 +219,8 @@ class SiteNotHeldError(CaptureError, KeyError):
             why = "capture was asked for other sites (sites=)"
         elif trace.positions is not None and wanted.part in _SOURCES:
             why = "it cannot be derived from a subset of the positions"
+        elif trace.origin(wanted) == "derived":
+            why = "it was not captured, only derived from what should make it"
         else:
             why = "this pass does not compute it, or its inputs were not captured"
         self.text = f"{wanted} is not in the trace of run {trace.run}: {why}"

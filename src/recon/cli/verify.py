@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,9 @@ from recon.cli.ending import DIVERGED, RECONCILED, Traceback
 from recon.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
+    from recon.checks import Level
     from recon.inputs import Batch
     from recon.models import Loaded
-    from recon.checks import Level
     from recon.results import Report
 
 
@@ -179,14 +179,15 @@ def _verify(loaded: Loaded, batches: Sequence[Batch], proof: Proof) -> Report:
 
 def _verify_one(loaded: Loaded, batch: Batch, proof: Proof, *, warm: bool) -> Report:
     """Verify one batch; a cold model runs once before, so that times compare."""
-    from recon.checks import DEFAULT as LEVELS
+    from recon.checks import DEFAULT
     from recon.verification import verify, warm_up
 
-    levels: list[Level] = [level for level in LEVELS if proof in ("all", level)]
+    levels: list[Level] = [level for level in DEFAULT if proof in ("all", level)]
+    inputs: dict[str, Any] = dict(batch.inputs)
     try:
         if not warm:
-            warm_up(loaded.model, **batch.inputs)
-        return verify(loaded.model, levels=levels, **batch.inputs)
+            warm_up(loaded.model, **inputs)
+        return verify(loaded.model, levels=levels, **inputs)
     except UnsupportedError:
         raise
     except UsageError as error:

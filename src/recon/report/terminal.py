@@ -57,10 +57,10 @@ class Style:
 
 
 def _word(check: Check) -> str:
-    if check.verdict == "rounding":
-        count = check.max_ulp or 0
+    if check.verdict == "rounding" and check.max_ulp is not None:
+        count = check.max_ulp
         return f"{count} ulp" if count < _LONG_COUNT else f"{count:.0e} ulp"
-    return check.verdict.upper()
+    return check.verdict if check.passed else check.verdict.upper()
 
 
 def render(

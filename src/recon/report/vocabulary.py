@@ -81,9 +81,7 @@ def _head(listing: Vocabulary) -> Text:
         if letter in used
     )
     count = len(listing.rows)
-    return Text(
-        f"{listing.model} ({listing.architecture}): {count} sites\n{letters}"
-    )
+    return Text(f"{listing.model} ({listing.architecture}): {count} sites\n{letters}")
 
 
 def _table(listing: Vocabulary, heads: tuple[str, ...]) -> Table:

@@ -1,0 +1,124 @@
+"""What does each level of proof cost, against a bare forward pass?
+
+And how does certifying grow with tokens, batch and depth? The fitted exponent is the
+slope of log time over log size.
+"""
+
+import math
+
+import pytest
+import torch
+import transformers
+
+import recon
+from bench.interleave import circumstances, interleaved, show
+from recon.checks import Levels, trace_checks
+from recon.models import perturb
+
+transformers.logging.set_verbosity_error()
+
+
+def captured(model, ids):
+    with recon.capture(model) as recorder, torch.no_grad():
+        model(ids, use_cache=False)
+    return recorder.trace
+
+
+def test_what_each_level_costs(benchmark):
+    model = recon.load_model("random:gpt2").model
+    ids = torch.randint(model.config.vocab_size, (1, 128))
+    trace = captured(model, ids)
+
+    def bare():
+        with torch.no_grad():
+            model(ids, use_cache=False)
+
+    def level(*names):
+        return lambda: trace_checks(trace, None, Levels(names))
+
+    ratios = interleaved(
+        {
+            "bare": bare,
+            "ledger": level("ledger"),
+            "sketch": level("sketch"),
+            "ledger + sketch": level("ledger", "sketch"),
+            "replay": level("replay"),
+            "certify": level("certify"),
+        },
+        rounds=12,
+        warm_up=2,
+    )
+    show("random:gpt2, B=1, T=128", ratios, benchmark)
+    benchmark.pedantic(level("ledger", "sketch"), rounds=5)
+
+
+def narrow(depth):
+    config = transformers.GPT2Config(
+        n_layer=depth, n_embd=192, n_head=6, vocab_size=997, n_positions=512,
+        bos_token_id=0, eos_token_id=0,
+    )
+    model = transformers.GPT2LMHeadModel(config).train(False)
+    perturb(model)
+    return model
+
+
+# name: sizes, and batch, tokens and depth of one size
+GROWTH = {
+    "tokens": ((32, 64, 128, 256, 512), lambda n: (1, n, 4)),
+    "batch": ((1, 2, 4, 8), lambda n: (n, 64, 4)),
+    "depth": ((2, 4, 8, 16), lambda n: (1, 64, n)),
+}
+
+
+@pytest.mark.parametrize("axis", GROWTH)
+def test_how_certifying_grows(axis, benchmark):
+    sizes, shape = GROWTH[axis]
+    variants = {}
+    for size in sizes:
+        batch, tokens, depth = shape(size)
+        model = narrow(depth)
+        trace = captured(model, torch.randint(997, (batch, tokens)))
+        variants[f"{axis} {size}"] = lambda trace=trace: trace_checks(
+            trace, None, Levels(("certify",))
+        )
+    ratios = interleaved(variants, rounds=5, warm_up=1)
+    points = [(math.log(n), math.log(r.seconds)) for n, r in zip(sizes, ratios, strict=True)]
+    slope = fitted_slope(points)
+    show(f"certify by {axis}: time grows as {axis}^{slope:.2f}", ratios, benchmark)
+    benchmark.extra_info["exponent"] = slope
+    benchmark.pedantic(next(iter(variants.values())), rounds=2)
+
+
+def fitted_slope(points):
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    over = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    return over / sum((x - mean_x) ** 2 for x, _ in points)
+
+
+@pytest.mark.parametrize("depth", [12, 24, 48])
+def test_what_streaming_keeps(depth, benchmark):
+    """Count live tensor bytes while a pass is checked block by block."""
+    model = narrow(depth)
+    ids = torch.randint(997, (1, 64))
+    peak = recon_peak(model, ids)
+    print(f"\ndepth {depth}: at most {peak:,} bytes kept ({circumstances()})")
+    benchmark.extra_info["peak_bytes"] = peak
+    benchmark.pedantic(lambda: recon_peak(model, ids), rounds=1)
+
+
+def recon_peak(model, ids):
+    """Return the most bytes that a checking recorder held at the end of any module."""
+    recorder = recon.capture(model, check=("ledger", "certify"))
+    most = 0
+
+    def look(*_):
+        nonlocal most
+        most = max(most, recorder.nbytes)
+
+    with recorder, torch.no_grad():
+        handles = [module.register_forward_hook(look) for module in model.modules()]
+        model(ids, use_cache=False)
+        for handle in handles:
+            handle.remove()
+    return most

@@ -1,0 +1,362 @@
+"""The options of ``recon.capture``: what is kept, in which form, within which budget."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import StaticCache
+
+import recon
+
+DEPTH = 3
+
+
+def names(trace):
+    return [str(place) for place in trace]
+
+
+def captured(model, ids, **options):
+    with torch.no_grad(), recon.capture(model, **options) as recorder:
+        model(ids)
+    return recorder.trace
+
+
+# -- sites= --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sites", "expected"),
+    [
+        ("h.1.attn.q", ["h.1.attn.q"]),
+        ("h.*.ln_1", ["h.0.ln_1", "h.1.ln_1", "h.2.ln_1"]),
+        ("h.1.attn.{q,k}", ["h.1.attn.q", "h.1.attn.k"]),
+        ("h.{0,2}.{ln_1,mlp.out}", ["h.0.ln_1", "h.0.mlp.out", "h.2.ln_1", "h.2.mlp.out"]),
+        (["logits", "wte"], ["wte", "logits"]),
+        ("blocks.1.hook_resid_post", ["h.1.resid_post"]),
+        ("blocks.*.attn.hook_pattern", [f"h.{i}.attn.pattern" for i in range(DEPTH)]),
+        ("transformer.h.1.mlp", ["h.1.mlp_out"]),
+        ("transformer.h.2.attn.c_proj", ["h.2.attn.out"]),
+        ("h.2.attn.c_proj.input", ["h.2.attn.z"]),
+        (recon.site("h.0.resid_mid"), ["h.0.resid_mid"]),
+        ("h.1.attn.scores", ["h.1.attn.scores"]),
+        ("h.[02].ln_2", ["h.0.ln_2", "h.2.ln_2"]),
+    ],
+)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_sites_are_chosen_by_name_or_glob_in_any_vocabulary(
+    make_model, ids, sites, expected, attention
+):
+    model = make_model(attention=attention)
+    trace, everything = captured(model, ids, sites=sites), captured(model, ids)
+    assert names(trace) == expected
+    for name in expected:
+        assert torch.equal(trace[name], everything[name])
+
+
+def test_only_the_modules_that_the_sites_need_are_hooked(model):
+    def hooked():
+        return {path for path, m in model.named_modules() if m._forward_hooks}
+
+    with recon.capture(model, sites="h.1.attn.{q,z}"):
+        assert hooked() == {
+            "",
+            "transformer.h.1.attn.c_attn",
+            "transformer.h.1.attn.c_proj",
+        }
+
+
+def test_a_site_that_was_not_asked_for_is_not_held(model, ids):
+    trace = captured(model, ids, sites="h.1.ln_1")
+    with pytest.raises(recon.CaptureError, match="asked for other sites"):
+        trace["h.1.mlp.out"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        ("h.1.atn.q", "unknown site 'h.1.atn.q'; did you mean h.1.attn.q"),
+        ("h.3.ln_1", "unknown site 'h.3.ln_1'"),
+        ("h.*.cross.q", r"unknown site 'h.\*.cross.q'"),
+        (["ln_f", "ln_g"], "unknown site 'ln_g'; did you mean ln_f"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused_with_near_misses(
+    model, sites, words
+):
+    with pytest.raises(recon.UnknownSiteError, match=words):
+        recon.capture(model, sites=sites)
+
+
+# -- the pattern and the scores ------------------------------------------------
+
+
+@pytest.mark.parametrize(("attention", "origin"), [("eager", "captured"), ("sdpa", "derived")])
+def test_a_pattern_that_the_kernel_does_not_show_is_derived_and_says_so(
+    make_model, ids, attention, origin
+):
+    trace = captured(make_model(attention=attention), ids)
+    assert trace.origin("h.1.attn.pattern") == origin
+    assert trace.origin("h.1.attn.scores") == "derived"
+
+
+@pytest.mark.parametrize(
+    "mask", [None, torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0] + [1] * 6])]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_derived_pattern_is_close_to_the_one_that_eager_shows(
+    make_model, ids, record, dtype, mask
+):
+    def pattern(attention):
+        model = make_model(attention=attention, dtype=dtype)
+        return record(model, ids, attention_mask=mask).trace["h.0.attn.pattern"]
+
+    shown, derived = pattern("eager"), pattern("sdpa")
+    rows = torch.ones(3, 7) if mask is None else mask
+    live = rows.bool()[:, None, :, None]
+    unit = torch.finfo(dtype).eps
+    assert derived.dtype == shown.dtype
+    assert float((derived - shown).float().mul(live).abs().max()) <= 4 * unit
+    assert float(derived.float().mul(~live).abs().max()) == 0
+
+
+def test_scores_give_the_pattern_by_softmax(recorded):
+    trace = recorded.trace
+    scores, pattern = trace["h.1.attn.scores"], trace["h.1.attn.pattern"]
+    assert torch.equal(scores.softmax(-1), pattern)
+    assert float(pattern.triu(1).abs().max()) == 0
+
+
+def test_a_pattern_after_dropout_is_not_passed_off_as_derived(make_model, ids):
+    model = make_model(attention="sdpa").train()
+    trace = captured(model, ids)
+    assert trace.origin("h.1.attn.pattern") is None
+    assert trace.origin("h.1.attn.scores") == "derived"
+
+
+# -- positions= ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("positions", "rows"),
+    [
+        (2, [2]),
+        (-1, [6]),
+        ([0, -1], [0, 6]),
+        ((3, 3), [3, 3]),
+        (range(2, 5), [2, 3, 4]),
+        (slice(1, None, 2), [1, 3, 5]),
+        (slice(-2, None), [5, 6]),
+        (torch.tensor([5, 1]), [5, 1]),
+        (torch.tensor(4), [4]),
+        (np.array([0, 6]), [0, 6]),
+    ],
+    ids=repr,
+)
+def test_positions_keep_only_those_rows(model, ids, positions, rows):
+    whole, some = captured(model, ids), captured(model, ids, positions=positions)
+    assert some.positions == tuple(rows)
+    for name in ("wpe", "h.1.resid_pre", "h.1.attn.qkv", "logits"):
+        assert torch.equal(some[name], whole[name][:, rows])
+    for name in ("h.1.attn.q", "h.1.attn.z", "h.1.attn.pattern"):
+        assert torch.equal(some[name], whole[name][:, :, rows])
+
+
+def test_positions_need_only_their_share_of_memory(model, ids):
+    assert captured(model, ids, positions=-1).nbytes * 5 < captured(model, ids).nbytes
+
+
+@pytest.mark.parametrize("positions", [7, -8, [0, 7], torch.tensor([9])], ids=repr)
+def test_a_position_that_the_pass_does_not_have_is_one_clear_error(
+    model, ids, positions
+):
+    with (
+        pytest.raises(recon.CaptureError, match="asked for, but this pass has 7 tokens"),
+        recon.capture(model, positions=positions),
+    ):
+        model(ids)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [torch.tensor([True] * 7), [True, False], 1.0, torch.tensor([0.5]), "1", [None], []],
+    ids=repr,
+)
+def test_positions_that_are_no_integers_are_refused(model, positions):
+    with pytest.raises(recon.UsageError, match="positions="):
+        recon.capture(model, positions=positions)
+
+
+def test_what_some_positions_cannot_give_is_said(model, ids):
+    trace = captured(model, ids, positions=1)
+    with pytest.raises(recon.CaptureError, match="from a subset of the positions"):
+        trace["h.1.attn.scores"]
+
+
+def test_the_keys_of_an_encoder_are_kept_whole(make_model, ids):
+    model = make_model(add_cross_attention=True)
+    encoded = torch.randn(3, 2, 32)
+    with recon.capture(model, positions=5) as recorder:
+        model(ids, encoder_hidden_states=encoded)
+    assert recorder.trace["h.1.cross.k"].shape == (3, 4, 2, 8)
+    assert recorder.trace["h.1.cross.pattern"].shape == (3, 4, 1, 2)
+
+
+# -- dtype=, device=, clone= ---------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtype_converts_what_is_kept_and_nothing_else(model, ids, dtype):
+    whole, other = captured(model, ids), captured(model, ids, dtype=dtype)
+    for place in whole.tensors:
+        assert torch.equal(other[place], whole[place].to(dtype))
+    assert other.altered == f"dtype={dtype}"
+
+
+def test_device_moves_what_is_kept(model, ids):
+    trace = captured(model, ids, device="meta")
+    assert {tensor.device.type for tensor in trace.tensors.values()} == {"meta"}
+
+
+def test_without_clone_an_edit_in_place_reaches_the_capture(model, ids):
+    with torch.no_grad(), recon.capture(model) as recorder:
+        output = model(ids)
+    before = recorder.trace["logits"].clone()
+    output.logits.add_(1)
+    assert torch.equal(recorder.trace["logits"], before + 1)
+
+
+def test_a_clone_stays_what_it_was_when_the_original_is_edited(model, ids):
+    def edit(module, args, output):
+        output.add_(1)
+
+    whole = captured(model, ids)
+    with torch.no_grad(), recon.capture(model, clone=True) as recorder:
+        # After recon's own hook: too late to reach what was cloned.
+        model.transformer.h[1].mlp.register_forward_hook(edit)
+        output = model(ids)
+    output.logits.zero_()
+    for name in ("h.1.mlp.out", "h.1.mlp_out", "h.1.resid_mid", "h.0.attn.q"):
+        assert torch.equal(recorder.trace[name], whole[name])
+    assert recorder.trace["logits"].any()
+
+
+def test_clones_share_no_storage(model, ids):
+    tensors = captured(model, ids, clone=True).tensors.values()
+    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors]
+    assert len(set(storages)) == len(storages)
+
+
+def test_clones_verify_like_the_originals(model, ids, all_exact):
+    all_exact(recon.verify_trace(captured(model, ids, clone=True)))
+
+
+@pytest.mark.parametrize("positions", [None, [1, 2]])
+def test_a_copy_has_no_graph_unless_asked_for(model, ids, positions):
+    options = {"positions": positions, "clone": True}
+    with (
+        recon.capture(model, **options) as detached,
+        recon.capture(model, grad=True, **options) as attached,
+    ):
+        model(ids)
+    assert not detached.trace["ln_f"].requires_grad
+    assert attached.trace["ln_f"].requires_grad
+
+
+# -- budget= -------------------------------------------------------------------
+
+
+def test_a_budget_that_suffices_is_never_noticed(model, ids):
+    need = captured(model, ids).nbytes
+    assert captured(model, ids, budget=need).nbytes == need
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_capture_stops_before_the_budget_is_exceeded(model, ids, share):
+    budget = int(captured(model, ids).nbytes * share)
+    before = [dict(m._forward_hooks) for m in model.modules()]
+    with (
+        torch.no_grad(),
+        pytest.raises(recon.BudgetError, match="would exceed the budget of") as caught,
+        recon.capture(model, budget=budget) as recorder,
+    ):
+        model(ids)
+    error = caught.value
+    assert recorder.nbytes <= error.held <= error.budget == budget
+    assert error.held + error.wanted > budget
+    assert recon.site(error.place)
+    assert not recorder.trace.complete
+    assert recorder.trace.failure.startswith("BudgetError")
+    assert [dict(m._forward_hooks) for m in model.modules()] == before
+
+
+def test_a_budget_holds_for_all_passes_together(model, ids):
+    need = captured(model, ids).nbytes
+    with torch.no_grad(), recon.capture(model, keep="all", budget=2 * need) as recorder:
+        model(ids)
+        model(ids)
+        with pytest.raises(recon.BudgetError):
+            model(ids)
+    assert [trace.complete for trace in recorder.traces] == [True, True, False]
+
+
+def test_a_budget_for_the_last_pass_serves_any_number_of_passes(model, ids):
+    need = captured(model, ids).nbytes
+    with torch.no_grad(), recon.capture(model, budget=need) as recorder:
+        for _ in range(3):
+            model(ids)
+    assert recorder.trace.run == 2
+
+
+def test_clearing_makes_room_in_the_budget(model, ids):
+    need = captured(model, ids).nbytes
+    with torch.no_grad(), recon.capture(model, keep="all", budget=need) as recorder:
+        for _ in range(3):
+            model(ids)
+            recorder.clear()
+    assert recorder.nbytes == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": "first"}, "keep='first': expected 'last' or 'all'"),
+        ({"budget": 0}, "budget=0: expected a number of bytes above 0"),
+        ({"dtype": torch.int64}, "dtype=torch.int64: expected a floating-point dtype"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(model, options, words):
+    with pytest.raises(recon.UsageError, match=words):
+        recon.capture(model, **options)
+
+
+# -- the facts of a pass -------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_facts_are_what_each_attention_received(make_model, ids, attention):
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0] + [1] * 6])
+    model = make_model(attention=attention, scale_attn_by_inverse_layer_idx=False).train()
+    with torch.no_grad(), recon.capture(model) as recorder:
+        model(ids, attention_mask=mask)
+    facts = recorder.trace.facts
+    call = facts.attention[recon.site("h.1.attn_out")]
+    assert call.kernel == attention
+    assert call.dropout == pytest.approx(0.1)
+    assert call.mask.shape == (3, 1, 7, 7)
+    assert call.mask.dtype == (torch.float32 if attention == "eager" else torch.bool)
+    assert facts.dropout[recon.site("h.1.mlp_out")] == pytest.approx(0.1)
+    assert facts.environment.training
+    assert facts.environment.attention == attention
+
+
+def test_a_cached_step_knows_what_came_before_it(model, ids):
+    cache = StaticCache(model.config, max_cache_len=20)
+    with torch.no_grad(), recon.capture(model, keep="all") as recorder:
+        model(ids, past_key_values=cache, use_cache=True)
+        model(ids[:, :2], past_key_values=cache, use_cache=True)
+    first, second = (
+        trace.facts.attention[recon.site("h.2.attn_out")] for trace in recorder.traces
+    )
+    assert (first.past, second.past) == (0, 7)
+    # The cache was written again in place; what the first pass saw was not.
+    assert float(first.keys[:, :, 7:9].abs().max()) == 0
+    assert float(second.keys[:, :, 7:9].abs().max()) > 0

@@ -1,0 +1,154 @@
+"""Measure how sharp the bounds are, and write the tables of docs/numerics.md.
+
+    python -m tools.measure_bounds            # all models, some minutes
+    python -m tools.measure_bounds --quick    # the small ones
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+
+import recon
+from recon import gpt2
+from recon.certify import check as certified
+from recon.checks import LEVELS
+from recon.compare import Check
+from recon.models import DTYPES, Loaded
+from recon.trace import Trace
+from tests.planted import FAULTS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "numerics.md"
+BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
+TOKENS = 128
+QUICK = ("bundled", "random:narrow")
+ALL = (*QUICK, "random:gpt2")
+
+
+def main() -> None:
+    """Measure and write; prints what it is at."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    names = QUICK if parser.parse_args().quick else ALL
+    lines = [_circumstances(), ""]
+    for name in names:
+        lines += _model_tables(name)
+    text = PAGE.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    PAGE.write_text(f"{head}{BEGIN}\n{chr(10).join(lines)}\n{END}{tail}", encoding="utf-8")
+
+
+def _circumstances() -> str:
+    return (
+        f"Measured with torch {torch.__version__}, transformers "
+        f"{transformers.__version__} on {platform.machine()} with "
+        f"{torch.get_num_threads()} threads, eval mode, attention as named, "
+        f"{TOKENS} tokens (or the model's context), batch 1, deterministic bounds."
+    )
+
+
+def _model_tables(name: str) -> list[str]:
+    tables: dict[str, dict[str, Check]] = {}
+    faults: dict[str, dict[str, str]] = defaultdict(dict)
+    for dtype in DTYPES:
+        for attention in ("eager", "sdpa"):
+            print(name, dtype, attention, file=sys.stderr)
+            trace = _trace(name, dtype, attention)
+            tables[f"{dtype} {attention}"] = _worst(trace)
+            if attention == "sdpa":
+                for fault, ratio in _planted(trace):
+                    faults[fault][dtype] = ratio
+    return [
+        f"### {name}",
+        "",
+        "error/bound, then sharpness, by identity:",
+        "",
+        *_identity_table(tables),
+        "",
+        "Planted faults (in the middle block, eps in the first): error/bound, above 1 is caught.",
+        "",
+        "| fault | " + " | ".join(DTYPES) + " |",
+        "|---|" + "---|" * len(DTYPES),
+        *(
+            f"| {fault} | " + " | ".join(row[dtype] for dtype in DTYPES) + " |"
+            for fault, row in faults.items()
+        ),
+        "",
+    ]
+
+
+def _load(name: str, dtype: str, attention: str) -> Loaded:
+    if name != "random:narrow":
+        return recon.load_model(name, dtype=DTYPES[dtype], attention=attention)
+    config = transformers.GPT2Config(
+        n_layer=12, n_embd=48, n_head=4, vocab_size=997, n_positions=TOKENS,
+        bos_token_id=0, eos_token_id=0,
+    )
+    config._attn_implementation = attention
+    model = transformers.GPT2LMHeadModel(config).train(False)
+    recon.models.perturb(model)
+    return Loaded(name, model.to(DTYPES[dtype]), None)
+
+
+def _trace(name: str, dtype: str, attention: str) -> Trace:
+    model = _load(name, dtype, attention).model
+    generator = torch.Generator().manual_seed(0)
+    tokens = min(TOKENS, model.config.n_positions)
+    ids = torch.randint(model.config.vocab_size, (1, tokens), generator=generator)
+    with recon.capture(model) as recorder, torch.no_grad():
+        model(ids, use_cache=False)
+    return recorder.trace
+
+
+def _worst(trace: Trace) -> dict[str, Check]:
+    """Return, for each identity and for the sketch, the largest ratio and sharpness."""
+    worst: dict[str, Check] = {}
+    report = recon.verify_trace(trace, levels=[x for x in LEVELS if x != "replay"])
+    for check in report.check().checks:
+        if check.bound_ratio is None or not check.bound_ratio:
+            continue
+        name = check.identity if check.level == "certify" else f"{check.identity} (sketch)"
+        held = worst.get(name, check)
+        worst[name] = replace(
+            check,
+            bound_ratio=max(held.bound_ratio or 0.0, check.bound_ratio),
+            sharpness=max(held.sharpness or 0.0, check.sharpness or 0.0),
+        )
+    return worst
+
+
+def _identity_table(tables: dict[str, dict[str, Check]]) -> Iterator[str]:
+    names = list(dict.fromkeys(name for table in tables.values() for name in table))
+    yield "| identity | " + " | ".join(tables) + " |"
+    yield "|---|" + "---|" * len(tables)
+    for name in names:
+        cells = [
+            f"{c.bound_ratio:.2g}, {c.sharpness:.1g}" if (c := table.get(name)) else "exact"
+            for table in tables.values()
+        ]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _planted(trace: Trace) -> Iterator[tuple[str, str]]:
+    for fault in FAULTS:
+        with torch.no_grad():
+            place, damaged = fault.plant(trace)
+        found = next(
+            certified(damaged, identity)
+            for identity in gpt2.identities(damaged)
+            if identity.site == place
+        )
+        yield fault.name, f"{found.bound_ratio:.3g}"
+
+
+if __name__ == "__main__":
+    main()
