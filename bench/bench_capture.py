@@ -20,8 +20,13 @@ transformers.logging.set_verbosity_error()
 
 def four_blocks():
     config = transformers.GPT2Config(
-        n_layer=4, n_embd=128, n_head=4, vocab_size=3000, n_positions=256,
-        bos_token_id=0, eos_token_id=0,
+        n_layer=4,
+        n_embd=128,
+        n_head=4,
+        vocab_size=3000,
+        n_positions=256,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model = transformers.GPT2LMHeadModel(config).train(False)
     perturb(model)

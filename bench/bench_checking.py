@@ -54,8 +54,13 @@ def test_what_each_level_costs(benchmark):
 
 def narrow(depth):
     config = transformers.GPT2Config(
-        n_layer=depth, n_embd=192, n_head=6, vocab_size=997, n_positions=512,
-        bos_token_id=0, eos_token_id=0,
+        n_layer=depth,
+        n_embd=192,
+        n_head=6,
+        vocab_size=997,
+        n_positions=512,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model = transformers.GPT2LMHeadModel(config).train(False)
     perturb(model)
@@ -82,7 +87,9 @@ def test_how_certifying_grows(axis, benchmark):
             trace, None, Levels(("certify",))
         )
     ratios = interleaved(variants, rounds=5, warm_up=1)
-    points = [(math.log(n), math.log(r.seconds)) for n, r in zip(sizes, ratios, strict=True)]
+    points = [
+        (math.log(n), math.log(r.seconds)) for n, r in zip(sizes, ratios, strict=True)
+    ]
     slope = fitted_slope(points)
     show(f"certify by {axis}: time grows as {axis}^{slope:.2f}", ratios, benchmark)
     benchmark.extra_info["exponent"] = slope

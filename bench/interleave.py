@@ -57,7 +57,11 @@ def _ratio(
         statistics.median(dice.choices(ratios, k=len(ratios))) for _ in range(500)
     )
     return Ratio(
-        name, statistics.median(mine), statistics.median(ratios), medians[12], medians[-13]
+        name,
+        statistics.median(mine),
+        statistics.median(ratios),
+        medians[12],
+        medians[-13],
     )
 
 

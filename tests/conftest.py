@@ -1,5 +1,6 @@
 """Shape checks for every test, and the models and inputs that most of them share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ def _modules_with_shapes() -> list[str]:
 # Before anything imports recon. Only modules that annotate shapes: decorating the
 # closures of the others, too, made one verification ten times slower.
 jaxtyping.install_import_hook(_modules_with_shapes(), "beartype.beartype")
+# No test needs the network; without this, an unknown model is asked for five times.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Matrices this small gain nothing from threads, and lose much on a busy machine.
 torch.set_num_threads(1)
 

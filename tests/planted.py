@@ -75,7 +75,9 @@ def _scaled_by_width(trace, layer):
 
 def _without_bias(trace, layer):
     out = _maker(trace, "attn.out", layer)
-    return type(out)(out.weight, torch.zeros_like(out.bias))(trace[Site("attn.z", layer)])
+    return type(out)(out.weight, torch.zeros_like(out.bias))(
+        trace[Site("attn.z", layer)]
+    )
 
 
 def _transposed(trace, layer):

@@ -1,11 +1,14 @@
 """The code and the output that the README shows are those of this version."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from recon import cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 def blocks(kind):
@@ -13,10 +16,40 @@ def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
 
 
+def steady(output):
+    """Leave out what a machine decides: versions, threads and times."""
+    return [
+        line.rstrip()
+        for line in output.splitlines()
+        if not line.startswith(("environment ", "time "))
+    ]
+
+
+def test_the_readme_has_code_and_output_to_check():
+    assert blocks("python")
+    assert blocks("console")
+
+
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_a_python_block_of_the_readme_runs(number):
     exec(compile(blocks("python")[number], f"README.md block {number}", "exec"), {})
 
 
-def test_the_readme_has_python_to_run():
-    assert blocks("python")
+@pytest.mark.parametrize("block", blocks("console"))
+def test_the_output_in_the_readme_is_what_the_command_prints(
+    block, capsys, monkeypatch
+):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    command, _, shown = block.partition("\n")
+    assert command.startswith("$ recon ")
+    with pytest.raises(SystemExit) as end:
+        cli.main(shlex.split(command)[2:])
+    assert end.value.code == 0
+    assert steady(shown) == steady(capsys.readouterr().out)
+
+
+def test_output_of_another_model_would_not_be_taken_for_that_in_the_readme():
+    shown = blocks("console")[0]
+    assert steady(shown) != steady(shown.replace(" blocks)", " bricks)"))
+    assert steady("time  1 s\nenvironment  x\na  ") == ["a"]

@@ -1,7 +1,7 @@
 """Measure how sharp the bounds are, and write the tables of docs/numerics.md.
 
-    python -m tools.measure_bounds            # all models, some minutes
-    python -m tools.measure_bounds --quick    # the small ones
+python -m tools.measure_bounds            # all models, some minutes
+python -m tools.measure_bounds --quick    # the small ones
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n{chr(10).join(lines)}\n{END}{tail}", encoding="utf-8")
+    PAGE.write_text(
+        f"{head}{BEGIN}\n{chr(10).join(lines)}\n{END}{tail}", encoding="utf-8"
+    )
 
 
 def _circumstances() -> str:
@@ -74,7 +76,8 @@ def _model_tables(name: str) -> list[str]:
         "",
         *_identity_table(tables),
         "",
-        "Planted faults (in the middle block, eps in the first): error/bound, above 1 is caught.",
+        "Planted faults (in the middle block, eps in the first): error/bound; above 1 "
+        "is caught.",
         "",
         "| fault | " + " | ".join(DTYPES) + " |",
         "|---|" + "---|" * len(DTYPES),
@@ -90,8 +93,13 @@ def _load(name: str, dtype: str, attention: str) -> Loaded:
     if name != "random:narrow":
         return recon.load_model(name, dtype=DTYPES[dtype], attention=attention)
     config = transformers.GPT2Config(
-        n_layer=12, n_embd=48, n_head=4, vocab_size=997, n_positions=TOKENS,
-        bos_token_id=0, eos_token_id=0,
+        n_layer=12,
+        n_embd=48,
+        n_head=4,
+        vocab_size=997,
+        n_positions=TOKENS,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     config._attn_implementation = attention
     model = transformers.GPT2LMHeadModel(config).train(False)
@@ -116,7 +124,9 @@ def _worst(trace: Trace) -> dict[str, Check]:
     for check in report.check().checks:
         if check.bound_ratio is None or not check.bound_ratio:
             continue
-        name = check.identity if check.level == "certify" else f"{check.identity} (sketch)"
+        name = (
+            check.identity if check.level == "certify" else f"{check.identity} (sketch)"
+        )
         held = worst.get(name, check)
         worst[name] = replace(
             check,
@@ -132,7 +142,9 @@ def _identity_table(tables: dict[str, dict[str, Check]]) -> Iterator[str]:
     yield "|---|" + "---|" * len(tables)
     for name in names:
         cells = [
-            f"{c.bound_ratio:.2g}, {c.sharpness:.1g}" if (c := table.get(name)) else "exact"
+            f"{c.bound_ratio:.2g}, {c.sharpness:.1g}"
+            if (c := table.get(name))
+            else "exact"
             for table in tables.values()
         ]
         yield f"| {name} | " + " | ".join(cells) + " |"

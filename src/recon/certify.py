@@ -76,7 +76,7 @@ def check(trace: Trace, identity: Identity, form: Form = "deterministic") -> Che
     try:
         pieces = _rule(identity)(identity.op, inputs, found, arithmetic)
         return judge(pieces, found, identity, inputs, blank)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         words = str(error).splitlines()[0]
         return replace(blank, reason=f"cannot be recomputed from its inputs: {words}")
 

@@ -73,8 +73,8 @@ class Check:
         allowed = "0" if self.allowed is None else f"{self.allowed:.3g}"
         if self.bound_ratio is not None:
             return (
-                f"{self.site}: {self.bound_ratio:.3g} of the bound{where}, off by at most "
-                f"{self.max_abs:.3g} ({self.identity}, {self.level})"
+                f"{self.site}: {self.bound_ratio:.3g} of the bound{where}, off by at "
+                f"most {self.max_abs:.3g} ({self.identity}, {self.level})"
             )
         return (
             f"{self.site}: off by {self.max_abs:.3g}{where}, {self.max_ulp} ulp, "

@@ -99,7 +99,7 @@ class Difference:
         where = self.first.site
         if self.verdict == "unverified":
             return (
-                f"they differ from {where} on; whether by rounding is not proven, since "
+                f"they differ from {where} on; whether by rounding is not proven: "
                 f"{self._unproven()}"
             )
         return f"both are right, they differ by rounding that grew from {where}"
@@ -169,7 +169,7 @@ def _ids(trace: Trace) -> Tensor | None:
 def _only(
     names: tuple[str, str], first: Trace, second: Trace
 ) -> Iterator[tuple[str, Site]]:
-    """Name sites that one run alone has; patterns depend on the kernel, so not those."""
+    """Name sites that one run alone has; not patterns, which are the kernel's."""
     for name, here, there in ((names[0], first, second), (names[1], second, first)):
         for place in here.tensors:
             if place not in there.tensors and not place.part.endswith("pattern"):
@@ -179,8 +179,8 @@ def _only(
 def _apart(place: Site, a: Tensor, b: Tensor) -> Apart:
     if a.shape != b.shape:
         raise UsageError(
-            f"{place} is {tuple(a.shape)} in one run and {tuple(b.shape)} in the other: "
-            "these are no runs of one model"
+            f"{place} is {tuple(a.shape)} in one run and {tuple(b.shape)} in the "
+            "other: these are no runs of one model"
         )
     if a.dtype == b.dtype and torch.equal(a, b.to(a.device)):
         return Apart(place, True, 0.0, 0.0)

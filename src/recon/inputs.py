@@ -126,7 +126,8 @@ def read_ids(path: Path) -> Tensor:
             f"{path}: refused: it is no plain file of tensors ({type(error).__name__})"
         ) from error
     ids = found[None] if found.ndim == 1 else found
-    if ids.ndim != 2 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+    inexact = ids.dtype.is_floating_point or ids.dtype.is_complex
+    if ids.ndim != 2 or inexact or ids.dtype == torch.bool:
         raise UsageError(
             f"{path}: expected integer token ids of shape (tokens) or (batch, tokens), "
             f"found {found.dtype} of shape {tuple(found.shape)}"
@@ -150,8 +151,10 @@ def _parse(path: Path) -> Tensor:
         return tensor
     if suffix in (".pt", ".pth", ".bin"):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-        kept: Tensor = loaded if isinstance(loaded, Tensor) else _one(path, loaded)
-        return kept
+        kept: Any = loaded if isinstance(loaded, Tensor) else _one(path, loaded)
+        if isinstance(kept, Tensor):
+            return kept
+        raise UsageError(f"{path}: expected a tensor, found {type(kept).__name__}")
     return torch.tensor(
         [int(word) for word in _read_text(path).replace(",", " ").split()]
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -55,6 +55,12 @@ class Options:
         object.__setattr__(self, "positions", _as_positions(self.positions))
 
     @property
+    def by_reference(self) -> bool:
+        """Whether tensors are kept as they are, without a copy."""
+        copies = self.dtype is not None or self.device is not None or self.clone
+        return not copies and self.positions is None and self.budget is None
+
+    @property
     def altered(self) -> str:
         """How captured tensors differ from the run's, in words; empty if not."""
         changes = [f"dtype={self.dtype}" if self.dtype else ""]
@@ -80,11 +86,12 @@ class _Pass:
     positions: tuple[int, ...] | None = None
     charged: dict[int, int] = field(default_factory=dict)
     frame: FrameType | None = None
+    detach: bool = True
 
-    def tensors(self) -> Iterable[Tensor]:
-        return (
-            t for taps in self.calls for call in taps for t in call if t is not None
-        )
+    def tensors(self) -> Iterator[Tensor]:
+        yield from self.carried.values()
+        for calls in self.calls:
+            yield from (t for call in calls for t in call if t is not None)
 
 
 class _Identity(threading.local):
@@ -191,6 +198,7 @@ class Recorder:
             calls=[[] for _ in self._taps],
             fired=[0] * len(self._taps),
             frame=sys._getframe(1),
+            detach=torch.is_grad_enabled() and not self._options.grad,
         )
         one.consumer = None if self._consumer is None else self._consumer(one.run)
         if self._options.keep == "last" and not mine.stack:
@@ -243,6 +251,10 @@ class Recorder:
     def _listener(self, place: int, tap: Tap) -> Callable[..., None]:
         keepers = {s: self._keeper(s, port) for s, port in (*tap.reads, *tap.again)}
         threads, note, path = self._threads, tap.note, tap.path
+        ports = tuple(port for _, port in tap.reads)
+        simple = ports == ("input", "output") and note is None and not tap.again
+        if simple and self._consumer is None and self._options.by_reference:
+            return self._quick_listener(place)
 
         def listen(
             module: nn.Module,
@@ -261,7 +273,6 @@ class Recorder:
                 tensor = _look(port, args, kwargs, output)
                 kept.append(None if tensor is None else keepers[seen](one, tensor))
             calls.append(tuple(kept))
-            one.fired[place] += 1
             if note is not None:
                 one.notes.setdefault(path, []).append(
                     note(module, args, kwargs, output)
@@ -282,6 +293,27 @@ class Recorder:
 
         return listen_and_pass_on
 
+    def _quick_listener(self, place: int) -> Callable[..., None]:
+        """Do what most taps need, an input and an output by reference, and no more."""
+        threads = self._threads
+
+        def listen(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+        ) -> None:
+            one = threads.current
+            if one is None:
+                return
+            before: Any = args[0] if args else next(iter(kwargs.values()), None)
+            after: Any = output[0] if isinstance(output, tuple) else output
+            if one.detach:
+                before, after = _detached(one, before), _detached(one, after)
+            one.calls[place].append((before, after))
+
+        return listen
+
     def _consume(self, one: _Pass, stage: int, place: int | None) -> None:
         """Hand a finished stage on, and keep only what the next one starts from."""
         if one.consumer is None:
@@ -296,14 +328,14 @@ class Recorder:
                 if port == "output" and tensor is not None:
                     carried[seen] = tensor
         one.carried = carried
-        for calls in one.calls:
+        for which, calls in enumerate(one.calls):
+            one.fired[which] += len(calls)
             calls.clear()
 
     def _keeper(self, seen: Site, port: Port) -> Callable[[_Pass, Tensor], Tensor]:
         """Return what turns a tensor of the run into the one to keep."""
         options = self._options
-        plain = options.positions is None and options.budget is None
-        if plain and not (options.dtype or options.device or options.clone):
+        if options.by_reference:
             return _as_is if options.grad else _detached
         whole = options.positions is None or seen.part == "cross.kv"
         axis = 2 if port == "weights" else 1
@@ -396,7 +428,8 @@ class Recorder:
     def _assemble(self, one: _Pass, stage: int | None = None) -> Trace:
         tensors: dict[Site, Tensor] = dict(one.carried)
         never, repeated = [], []
-        for tap, calls, fired in zip(self._taps, one.calls, one.fired, strict=True):
+        for tap, calls, before in zip(self._taps, one.calls, one.fired, strict=True):
+            fired = before + len(calls)
             if not fired and tap.required:
                 never.append(tap.path)
             meanings = (tap.reads, tap.again)[tap.spared(one.start) :]

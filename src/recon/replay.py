@@ -36,7 +36,7 @@ def check(trace: Trace, identity: Identity) -> Check:
     try:
         with trace.arithmetic():
             expected = identity.op(*inputs, *identity.extra)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         return _cannot(identity, error)
     return compare(
         expected,
@@ -51,7 +51,7 @@ def check(trace: Trace, identity: Identity) -> Check:
     )
 
 
-def _cannot(identity: Identity, error: RuntimeError) -> Check:
+def _cannot(identity: Identity, error: Exception) -> Check:
     words = str(error).splitlines()[0]
     inputs = ", ".join(map(str, identity.inputs))
     return Check(

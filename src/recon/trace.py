@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -171,10 +172,12 @@ class Trace(Mapping[Site | str, Tensor]):
                 else call.pattern(q, k)
             )
 
-    def arithmetic(self) -> torch.autocast:
+    def arithmetic(self) -> AbstractContextManager[object]:
         """Return the autocast context under which this pass ran."""
         env = self.facts.environment
         kind = torch.device(env.device).type
+        if not torch.amp.is_autocast_available(kind):
+            return nullcontext()
         return torch.autocast(kind, env.autocast, enabled=env.autocast is not None)
 
     @property

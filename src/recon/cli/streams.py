@@ -1,27 +1,33 @@
-"""Where a command's output goes: a terminal, a pipe, a file."""
+"""Where a command's output goes: a terminal, a pipe, a file.
+
+rich is imported when there is something to show, for the sake of a quick ``--help``.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
-from rich.console import Console, RenderableType
+from typing import TYPE_CHECKING
 
 from recon.cli.ending import drop_stdout
 from recon.errors import UsageError
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
 PLAIN_WIDTH = 100
 
 
-class _Output(Console):
-    def on_broken_pipe(self) -> None:
-        """Go on without a reader: the verdict still decides the exit code."""
-        drop_stdout()
-
-
 def output() -> Console:
-    """Return the console for results: colours and boxes on a terminal only."""
-    console = _Output(highlight=False, emoji=False, markup=False)
+    """Return the console for results: colours on a terminal only."""
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            """Go on without a reader: the verdict still decides the exit code."""
+            drop_stdout()
+
+    console = Output(highlight=False, emoji=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PLAIN_WIDTH
     return console
@@ -39,6 +45,8 @@ def show(console: Console, result: RenderableType) -> None:
 
 def progress() -> Console:
     """Return the console for what vanishes again: stderr, silent if no terminal."""
+    from rich.console import Console
+
     console = Console(stderr=True, highlight=False)
     console.quiet = not console.is_terminal
     return console

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recon.facts import Facts
 from recon.gpt2.modules import HEADED, Parts
-from recon.gpt2.passes import End, Start, facts, received, weights
+from recon.gpt2.passes import End, Start, facts, received, versions, weights
 from recon.ops import rng_state, split_heads
 from recon.plan import Plan, Read, Tap
 from recon.sites import Site
@@ -34,8 +34,10 @@ def plan(model: nn.Module) -> Plan:
         return Start.of(given)
 
     def end() -> End:
+        held = [weights(module) for _, _, module in weighted]
         return End(
-            weights=[weights(module) for _, _, module in weighted],
+            weights=held,
+            versions=versions(held),
             dropout=[module.p if module.training else 0.0 for _, module in dropouts],
             attention=[
                 module.attn_dropout.p if module.training else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, TypeAlias
@@ -113,8 +113,8 @@ class Start:
 
 
 Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
-# Weight and bias of a module, and how often each had been edited in place.
-Held: TypeAlias = tuple[Tensor | None, Tensor | None, int, int]
+# Weight and bias of a module.
+Held: TypeAlias = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,7 @@ class End:
     """What is read off the modules when the pass is over, in the plan's order."""
 
     weights: list[Held]
+    versions: list[tuple[int, int]]
     dropout: list[float]
     attention: list[float]
     kernel: str
@@ -129,20 +130,23 @@ class End:
 
 
 def weights(module: nn.Module) -> Held:
-    """Return weight and bias as they are now, by reference, and their versions."""
+    """Return weight and bias as they are now, by reference."""
     own = module._parameters
     if "weight" in own:
-        weight, bias = own["weight"], own.get("bias")
-    else:
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    return weight, bias, _version(weight), _version(bias)
+        return own["weight"], own.get("bias")
+    return getattr(module, "weight", None), getattr(module, "bias", None)
 
 
-def _version(tensor: Any) -> int:
-    """Return how often a tensor was edited in place; -1 where torch does not count."""
-    if not isinstance(tensor, Tensor) or tensor.is_inference():
-        return -1
-    return tensor._version
+def versions(held: Iterable[Held]) -> list[tuple[int, int]]:
+    """Return how often each was edited in place; -1 where torch does not count."""
+    return [(_version(weight), _version(bias)) for weight, bias in held]
+
+
+def _version(tensor: Tensor | None) -> int:
+    try:
+        return -1 if tensor is None else tensor._version
+    except RuntimeError:
+        return -1  # an inference tensor
 
 
 def facts(
@@ -159,7 +163,7 @@ def facts(
         problems.append(f"attention implementation {end.kernel!r}")
     if isinstance(start.logits_to_keep, Tensor) and start.logits_to_keep.ndim != 1:
         problems.append("a logits_to_keep that is not one-dimensional")
-    makers, versions, unmade = _makers(parts, start, end, notes, stage)
+    makers, counted, unmade = _makers(parts, start, end, notes, stage)
     problems += unmade
     attention, unclear = _attention_facts(parts, start, end, notes)
     return Facts(
@@ -176,7 +180,7 @@ def facts(
         given={} if start.embeddings is None else {Site("wte"): start.embeddings},
         encoder=_encoder_states(parts, notes),
         unsupported=tuple(dict.fromkeys([*problems, *unclear])),
-        weights_at_run=tuple(versions),
+        weights_at_run=tuple(counted),
         notes=tuple(_quirks(parts, end)),
     )
 
@@ -191,18 +195,24 @@ def _makers(
     """Return the ops that have weights, the weights' versions, and what is unknown."""
     problems: list[str] = []
     makers: dict[Site, Maker] = {}
-    versions: list[tuple[str, Tensor, int]] = []
-    for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
+    counted: list[tuple[str, Tensor, int]] = []
+    for (path, place, module), held, edits in zip(
+        parts.makers(), end.weights, end.versions, strict=True
+    ):
         if stage is not None and place.stage(parts.body.config.n_layer) != stage:
             continue
         try:
             makers |= _maker(parts, path, place, module, held, start, notes)
         except UnsupportedError as error:
             problems.append(str(error))
-        weight, bias, first, second = held
-        versions += [(f"{path}.weight", weight, first)] if weight is not None else []
-        versions += [(f"{path}.bias", bias, second)] if bias is not None else []
-    return makers, versions, problems
+        counted += [
+            (f"{path}.{name}", tensor, version)
+            for name, tensor, version in zip(
+                ("weight", "bias"), held, edits, strict=True
+            )
+            if tensor is not None
+        ]
+    return makers, counted, problems
 
 
 def with_weights(
@@ -222,16 +232,17 @@ def with_weights(
         backends=(),
     )
     held = [weights(module) for _, _, module in parts.makers()]
-    end = End(held, [], [], known.environment.attention, known.environment.training)
+    environment = known.environment
+    end = End(held, versions(held), [], [], environment.attention, environment.training)
     notes: dict[str, list[Any]] = {}
     for place in (Site("wte"), Site("token_type"), Site("wpe")):
         path = f"{parts.prefix}{'wpe' if place.part == 'wpe' else 'wte'}"
         notes.setdefault(path, []).extend([lookups[place]] if place in lookups else [])
-    makers, versions, problems = _makers(parts, start, end, notes, None)
+    makers, counted, problems = _makers(parts, start, end, notes, None)
     return replace(
         known,
         makers=makers,
-        weights_at_run=tuple(versions),
+        weights_at_run=tuple(counted),
         unsupported=tuple(dict.fromkeys([*known.unsupported, *problems])),
     )
 
@@ -285,7 +296,7 @@ def _maker(
     notes: Mapping[str, list[Any]],
 ) -> dict[Site, Maker]:
     """Return the ops that a module makes; Unsupported for a class we do not know."""
-    weight, bias, _, _ = held
+    weight, bias = held
     if isinstance(module, nn.Embedding) and weight is not None:
         calls = [weight, *notes.get(path, [])][1:]
         again = [place, Site("token_type")]

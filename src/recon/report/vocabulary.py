@@ -55,15 +55,19 @@ _EVERYTHING = (*_SHAPES[:4], *_NAMES[1:], "meaning")
 
 def render(listing: Vocabulary, console: Console) -> RenderableType:
     """Lay the sites out: one line a site, or in two tables where that is too wide."""
+
+    def width(table: Table) -> int:
+        unbounded = console.options.update(max_width=_UNBOUNDED)
+        return console.measure(table, options=unbounded).maximum
+
     tables = [_table(listing, _EVERYTHING)]
-    wanted = console.measure(
-        tables[0], options=console.options.update(max_width=_UNBOUNDED)
-    ).maximum
     if not console.is_terminal:
         # A pipe has no width: each line stays whole, for grep.
-        console.width = max(console.width, wanted)
-    elif wanted > console.width:
-        tables = [_table(listing, _SHAPES), _table(listing, _NAMES)]
+        console.width = max(console.width, width(tables[0]))
+    elif width(tables[0]) > console.width:
+        narrow = [_table(listing, heads) for heads in (_SHAPES, _NAMES)]
+        gap = 2 if width(narrow[1]) <= console.width else 1
+        tables = [_table(listing, heads, gap) for heads in (_SHAPES, _NAMES)]
     parts: list[RenderableType] = [_head(listing)]
     for table in tables:
         parts += [Text(""), table]
@@ -84,8 +88,8 @@ def _head(listing: Vocabulary) -> Text:
     return Text(f"{listing.model} ({listing.architecture}): {count} sites\n{letters}")
 
 
-def _table(listing: Vocabulary, heads: tuple[str, ...]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+def _table(listing: Vocabulary, heads: tuple[str, ...], gap: int = 2) -> Table:
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     for head in heads:
         table.add_column(head, overflow="fold", no_wrap=head == "site")
     for row in listing.rows:

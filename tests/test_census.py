@@ -1,0 +1,105 @@
+"""What sits on a model besides its own code, and whose it is."""
+
+from functools import partial
+
+import pytest
+import torch
+import transformers
+
+import recon
+from recon.census import census, foreign
+
+VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
+
+
+def of_mine(*args):
+    return None
+
+
+class Hook:
+    def __call__(self, *args):
+        return None
+
+    def method(self, *args):
+        return None
+
+
+def kinds(model):
+    return [(one.kind, one.module) for one in census(model)]
+
+
+def test_a_fresh_model_carries_nothing(model):
+    assert census(model) == ()
+
+
+@pytest.mark.parametrize(
+    ("register", "kind"),
+    [
+        ("register_forward_hook", "forward hook"),
+        ("register_forward_pre_hook", "forward pre-hook"),
+        ("register_full_backward_hook", "backward hook"),
+        ("register_full_backward_pre_hook", "backward pre-hook"),
+    ],
+)
+@pytest.mark.parametrize("path", ["", "transformer.h.1.mlp", "lm_head"])
+def test_every_kind_of_hook_is_found_where_it_sits(model, register, kind, path):
+    handle = getattr(model.get_submodule(path), register)(of_mine)
+    (found,) = census(model)
+    assert (found.kind, found.module, found.key) == (kind, path, handle.id)
+    assert found.owner == f"{__name__}.of_mine"
+    assert str(found) == f"{kind} {__name__}.of_mine on {path or 'the model'}"
+    handle.remove()
+    assert census(model) == ()
+
+
+def test_two_hooks_of_one_owner_are_two(model):
+    first = model.transformer.register_forward_hook(of_mine)
+    second = model.transformer.register_forward_hook(of_mine)
+    assert [one.key for one in census(model)] == [first.id, second.id]
+
+
+@pytest.mark.parametrize(
+    ("hook", "name"),
+    [
+        (of_mine, "of_mine"),
+        (partial(of_mine, 1), "of_mine"),
+        (partial(partial(of_mine, 1), 2), "of_mine"),
+        (Hook(), "Hook"),
+        (Hook().method, "Hook.method"),
+        (lambda *args: None, "<lambda>"),
+    ],
+)
+def test_a_hook_is_named_by_the_function_behind_it(model, hook, name):
+    model.transformer.register_forward_hook(hook)
+    (found,) = census(model)
+    assert found.owner == f"{__name__}.{name}"
+
+
+def test_a_global_hook_is_found(model):
+    handle = torch.nn.modules.module.register_module_forward_hook(of_mine)
+    try:
+        assert kinds(model) == [("global forward hook", "*")]
+    finally:
+        handle.remove()
+    assert census(model) == ()
+
+
+def test_a_forward_replaced_on_one_module_is_found(model):
+    module = model.transformer.h[1].mlp
+    module.forward = partial(type(module).forward, module)
+    assert kinds(model) == [("forward override", "transformer.h.1.mlp")]
+
+
+@pytest.mark.skipif(not VERSION_5, reason="transformers 4 leaves no hooks behind")
+def test_hooks_of_transformers_are_known_by_owner_and_not_foreign(model, ids):
+    model(ids, output_hidden_states=True)
+    model.transformer.h[1].register_forward_hook(of_mine)
+    found = census(model)
+    assert sum(one.by_transformers for one in found) == len(found) - 1 >= 3
+    assert [one.owner for one in foreign(found)] == [f"{__name__}.of_mine"]
+
+
+def test_hooks_of_recon_are_seen_while_they_are_on(model):
+    with recon.capture(model):
+        assert {one.owner.split(".")[0] for one in census(model)} == {"recon"}
+    assert census(model) == ()
