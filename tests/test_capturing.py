@@ -1,4 +1,4 @@
-"""The options of ``recon.capture``: what is kept, in which form, within which budget."""
+"""The options of ``recon.capture``: what is kept, how, within which budget."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,10 @@ def captured(model, ids, **options):
         ("h.1.attn.q", ["h.1.attn.q"]),
         ("h.*.ln_1", ["h.0.ln_1", "h.1.ln_1", "h.2.ln_1"]),
         ("h.1.attn.{q,k}", ["h.1.attn.q", "h.1.attn.k"]),
-        ("h.{0,2}.{ln_1,mlp.out}", ["h.0.ln_1", "h.0.mlp.out", "h.2.ln_1", "h.2.mlp.out"]),
+        (
+            "h.{0,2}.{ln_1,mlp.out}",
+            ["h.0.ln_1", "h.0.mlp.out", "h.2.ln_1", "h.2.mlp.out"],
+        ),
         (["logits", "wte"], ["wte", "logits"]),
         ("blocks.1.hook_resid_post", ["h.1.resid_post"]),
         ("blocks.*.attn.hook_pattern", [f"h.{i}.attn.pattern" for i in range(DEPTH)]),
@@ -89,7 +92,9 @@ def test_a_pattern_that_matches_nothing_is_refused_with_near_misses(
 # -- the pattern and the scores ------------------------------------------------
 
 
-@pytest.mark.parametrize(("attention", "origin"), [("eager", "captured"), ("sdpa", "derived")])
+@pytest.mark.parametrize(
+    ("attention", "origin"), [("eager", "captured"), ("sdpa", "derived")]
+)
 def test_a_pattern_that_the_kernel_does_not_show_is_derived_and_says_so(
     make_model, ids, attention, origin
 ):
@@ -169,7 +174,9 @@ def test_a_position_that_the_pass_does_not_have_is_one_clear_error(
     model, ids, positions
 ):
     with (
-        pytest.raises(recon.CaptureError, match="asked for, but this pass has 7 tokens"),
+        pytest.raises(
+            recon.CaptureError, match="asked for, but this pass has 7 tokens"
+        ),
         recon.capture(model, positions=positions),
     ):
         model(ids)
@@ -177,7 +184,15 @@ def test_a_position_that_the_pass_does_not_have_is_one_clear_error(
 
 @pytest.mark.parametrize(
     "positions",
-    [torch.tensor([True] * 7), [True, False], 1.0, torch.tensor([0.5]), "1", [None], []],
+    [
+        torch.tensor([True] * 7),
+        [True, False],
+        1.0,
+        torch.tensor([0.5]),
+        "1",
+        [None],
+        [],
+    ],
     ids=repr,
 )
 def test_positions_that_are_no_integers_are_refused(model, positions):
@@ -334,7 +349,9 @@ def test_an_option_that_makes_no_sense_is_refused(model, options, words):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_facts_are_what_each_attention_received(make_model, ids, attention):
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0] + [1] * 6])
-    model = make_model(attention=attention, scale_attn_by_inverse_layer_idx=False).train()
+    model = make_model(
+        attention=attention, scale_attn_by_inverse_layer_idx=False
+    ).train()
     with torch.no_grad(), recon.capture(model) as recorder:
         model(ids, attention_mask=mask)
     facts = recorder.trace.facts

@@ -116,7 +116,7 @@ def test_an_edited_model_diverges_with_exit_code_1_at_the_edited_block(run, edit
         (["--train", "--attn", "eager", "--seed", "3"], "random ids, seed 3"),
         (["--level", "ledger"], "(ledger)"),
         (["--level", "replay"], "not rebuilt (level ledger was not asked for)"),
-        (["--level", "all"], "(ledger and replay)"),
+        (["--level", "all"], "(ledger, sketch, replay, certify)"),
         (["--device", "cpu"], ", cpu, "),
     ],
 )

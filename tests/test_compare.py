@@ -1,4 +1,4 @@
-"""Two tensors side by side: strict about shape, dtype and finiteness, exact about ulps."""
+"""Two tensors side by side: strict shape and dtype, finite, and exact ulps."""
 
 import math
 
@@ -9,7 +9,11 @@ import torch
 from recon.compare import Check, compare, odd_share, ulps
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
+NUMPY = {
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+}
 VALUES = [1.0, -1.0, 1.5, 0.1, -3e-5, 1024.0, 65000.0, 2.0**-14, 6e-8, 0.0]
 
 
@@ -292,4 +296,5 @@ def test_severity_sorts_from_a_proof_to_the_worst():
     checks = [Check("s", "i", "l", kind, max_abs=0.0) for kind in kinds]
     checks.append(Check("s", "i", "l", "diverged", max_abs=1.0))
     checks.append(Check("s", "i", "l", "diverged", reason="no measure"))
-    assert sorted(reversed(checks), key=lambda check: check.severity) == checks
+    backwards = checks[::-1]
+    assert sorted(backwards, key=lambda check: check.severity) == checks

@@ -356,7 +356,9 @@ def test_a_step_that_reuses_the_encoders_keys_computes_none(make_model, make_ids
 
 def test_a_head_that_is_no_language_model_is_refused_by_name(make_model):
     model = make_model(transformers.GPT2ForSequenceClassification, pad_token_id=0)
-    with pytest.raises(recon.UnsupportedError, match=r"GPT2ForSequenceClassification; "):
+    with pytest.raises(
+        recon.UnsupportedError, match=r"GPT2ForSequenceClassification; "
+    ):
         recon.capture(model)
 
 
@@ -374,7 +376,10 @@ def test_another_architecture_is_refused_by_name():
         ({"input_ids": torch.ones(1, 1, 7).long()}, r"found \(1, 1, 7\)"),
         ({"input_ids": [[1, 2]]}, "found list"),
         ({"input_ids": torch.ones(2, 0).long()}, "is empty"),
-        ({"input_ids": torch.tensor([[1, 97]])}, "token id 97 is out of range.*0 to 96"),
+        (
+            {"input_ids": torch.tensor([[1, 97]])},
+            "token id 97 is out of range.*0 to 96",
+        ),
         ({"input_ids": torch.tensor([[1, -1]])}, "token id -1 is out of range"),
         ({"input_ids": torch.ones(1, 25).long()}, "25 tokens, but .*24"),
         (
@@ -388,7 +393,10 @@ def test_another_architecture_is_refused_by_name():
         ({"inputs_embeds": EMBEDDED[0]}, "expected .*width"),
         ({"inputs_embeds": EMBEDDED, "input_ids": TYPES}, "give either"),
         (
-            {"input_ids": torch.ones(1, 2).long(), "token_type_ids": TYPES[:1, :2] + 99},
+            {
+                "input_ids": torch.ones(1, 2).long(),
+                "token_type_ids": TYPES[:1, :2] + 99,
+            },
             "the model itself raised IndexError",
         ),
         (
@@ -405,7 +413,7 @@ def test_inputs_that_the_model_cannot_take_are_one_clear_line(model, inputs, wor
 
 def test_a_prompt_that_no_longer_fits_after_the_cache_is_refused(model, make_ids):
     cache = model(make_ids(), use_cache=True).past_key_values
-    with pytest.raises(recon.UsageError, match="27 tokens, but the context .*24"):
+    with pytest.raises(recon.UsageError, match=r"27 tokens, but .*24"):
         recon.verify(model, make_ids(3, 20), past_key_values=cache)
 
 

@@ -317,9 +317,7 @@ def prompts(content):
         (lambda folder: {"ids_file": folder / "none.json"}, "no such file"),
     ],
 )
-def test_inputs_that_cannot_be_had_are_one_clear_line(
-    loaded, tmp_path, options, words
-):
+def test_inputs_that_cannot_be_had_are_one_clear_line(loaded, tmp_path, options, words):
     with pytest.raises(recon.UsageError, match=words) as caught:
         list(batches(loaded, **options(tmp_path)))
     assert "\n" not in str(caught.value)

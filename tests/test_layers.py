@@ -1,4 +1,4 @@
-"""Which module of recon may import which; the table of the design, read off the code."""
+"""Which module of recon may import which; the table of the design, enforced."""
 
 import ast
 from collections.abc import Iterator
@@ -115,7 +115,10 @@ def test_an_upward_import_is_caught_wherever_it_hides(module, code, against):
 
 @pytest.mark.parametrize(
     ("code", "against"),
-    [("from ..verification import verify", ["verification"]), ("from .laws import x", [])],
+    [
+        ("from ..verification import verify", ["verification"]),
+        ("from .laws import x", []),
+    ],
 )
 def test_a_relative_import_in_a_package_counts_from_that_package(code, against):
     assert upward("gpt2", code, ("recon", "gpt2")) == against
@@ -123,7 +126,9 @@ def test_a_relative_import_in_a_package_counts_from_that_package(code, against):
 
 def hook_calls(code: str) -> list[str]:
     named = (
-        node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)
+        node.attr
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute)
     )
     return [name for name in named if name.startswith("register_")]
 

@@ -166,7 +166,9 @@ def test_a_part_that_is_left_out_breaks_the_allowance(recorded, granularity):
     assert bool((gap > allowance(terms.values(), torch.float32)).any())
 
 
-@pytest.mark.parametrize("state", [0, 1, 2, 3, "embed", "h.1.resid_mid", "h.2.resid_post"])
+@pytest.mark.parametrize(
+    "state", [0, 1, 2, 3, "embed", "h.1.resid_mid", "h.2.resid_post"]
+)
 @pytest.mark.parametrize("granularity", ["update", "head", "neuron"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_terms_add_up_to_the_state(
@@ -286,5 +288,7 @@ def test_a_missing_update_is_named(recorded, name):
 def test_an_altered_trace_is_refused(model, ids, options):
     with recon.capture(model, **options) as recorder:
         model(ids)
-    with pytest.raises(recon.UsageError, match="no longer holds what the model computed"):
+    with pytest.raises(
+        recon.UsageError, match="no longer holds what the model computed"
+    ):
         recon.reconstruct(recorder.trace)

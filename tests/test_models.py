@@ -179,7 +179,7 @@ def test_weights_that_are_missing_are_not_made_up(make_model, tmp_path):
     config = GPT2Config.from_pretrained(path)
     config.n_layer = 3
     config.save_pretrained(path)
-    with pytest.raises(recon.UsageError, match="weights are missing, h.2"):
+    with pytest.raises(recon.UsageError, match=r"weights are missing, h\.2"):
         recon.load_model(path)
 
 

@@ -265,9 +265,7 @@ def test_dropout_of_the_fused_kernel_is_repeated_from_its_generator_state():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = nn.functional.scaled_dot_product_attention(q, k, v, None, 0.4, True)
-    call = Attention(
-        "sdpa", HEADS, SCALE, hides_later=True, dropout=0.4, rng=(state,)
-    )
+    call = Attention("sdpa", HEADS, SCALE, hides_later=True, dropout=0.4, rng=(state,))
     before = torch.get_rng_state()
     assert torch.equal(call.fused(q, k, v), first)
     assert torch.equal(torch.get_rng_state(), before)

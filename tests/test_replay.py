@@ -1,4 +1,4 @@
-"""Level replay: one changed bit in any captured site is found there, and nowhere above."""
+"""Level replay: one changed bit in any captured site is found there, not earlier."""
 
 import pytest
 import torch
@@ -118,10 +118,10 @@ def test_a_tensor_of_another_place_is_found(plain, name, other):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", ["h.1.attn.qkv", "h.1.attn.z", "h.1.mlp.post", "logits"])
-def test_one_changed_bit_is_found_in_every_dtype(
-    make_model, ids, record, dtype, name
-):
+@pytest.mark.parametrize(
+    "name", ["h.1.attn.qkv", "h.1.attn.z", "h.1.mlp.post", "logits"]
+)
+def test_one_changed_bit_is_found_in_every_dtype(make_model, ids, record, dtype, name):
     recorded = record(make_model(dtype=dtype), ids)
     damaged = recorded.trace[name].clone()
     bits = damaged.view({2: torch.int16, 8: torch.int64}[damaged.element_size()])

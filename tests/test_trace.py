@@ -81,7 +81,7 @@ def test_a_site_that_the_pass_does_not_compute_is_not_held(recorded, name):
 
 
 def test_a_name_that_is_no_site_is_told_apart_from_one_that_is_not_held(recorded):
-    with pytest.raises(recon.UnknownSiteError, match="did you mean h.1.attn.q"):
+    with pytest.raises(recon.UnknownSiteError, match=r"did you mean h\.1\.attn\.q"):
         recorded.trace["h.1.atn.q"]
     assert recorded.trace.get("h.1.atn.q") is None
 

@@ -1,4 +1,4 @@
-"""``verify`` and ``verify_trace``: the matrix, the twins' words, and a model left alone."""
+"""``verify`` and ``verify_trace``: what is exact, what fails, what stays."""
 
 import copy
 import dataclasses
@@ -161,8 +161,14 @@ def test_a_site_that_is_missing_is_a_failure(recorded, name, identity):
         (lambda t: t[0], r"wrong shape \(7, 32\), expected \(3, 7, 32\)"),
         (lambda t: t.double(), "wrong dtype torch.float64, expected torch.float32"),
         (lambda t: t.bfloat16(), "wrong dtype torch.bfloat16"),
-        (lambda t: t.masked_fill(t == t[1, 2, 3], torch.nan), "not finite: 1 .* nan at"),
-        (lambda t: t.masked_fill(t == t[1, 2, 3], torch.inf), "not finite: 1 .* inf at"),
+        (
+            lambda t: t.masked_fill(t == t[1, 2, 3], torch.nan),
+            "not finite: 1 .* nan at",
+        ),
+        (
+            lambda t: t.masked_fill(t == t[1, 2, 3], torch.inf),
+            "not finite: 1 .* inf at",
+        ),
     ],
     ids=["length", "axes", "wider", "narrower", "nan", "inf"],
 )
@@ -211,9 +217,17 @@ def test_a_module_that_fired_twice_is_told(model, ids):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"dtype": torch.float64}, recon.UsageError, "captured with dtype=torch.float64"),
+        (
+            {"dtype": torch.float64},
+            recon.UsageError,
+            "captured with dtype=torch.float64",
+        ),
         ({"positions": [1]}, recon.UsageError, "captured with positions="),
-        ({"sites": "h.*.ln_1"}, recon.UsageError, "only the sites asked for with sites="),
+        (
+            {"sites": "h.*.ln_1"},
+            recon.UsageError,
+            "only the sites asked for with sites=",
+        ),
     ],
     ids=["dtype", "positions", "sites"],
 )
@@ -229,7 +243,9 @@ def test_a_trace_that_does_not_hold_what_was_computed_is_refused(
 def test_a_trace_older_than_its_weights_is_refused_by_name(model, recorded):
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight.add_(1)
-    with pytest.raises(recon.UsageError, match=r"h\.1\.mlp\.c_fc\.weight was edited in"):
+    with pytest.raises(
+        recon.UsageError, match=r"h\.1\.mlp\.c_fc\.weight was edited in"
+    ):
         recon.verify_trace(recorded.trace)
 
 
@@ -505,7 +521,9 @@ def state_of(model):
         "training": [module.training for module in model.modules()],
         "config": model.config.to_dict(),
         "attention": model.config._attn_implementation,
-        "parameters": [(id(p), p._version, p.requires_grad) for p in model.parameters()],
+        "parameters": [
+            (id(p), p._version, p.requires_grad) for p in model.parameters()
+        ],
         "random": torch.get_rng_state().tolist(),
         "grad": torch.is_grad_enabled(),
     }

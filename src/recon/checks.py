@@ -123,7 +123,7 @@ def ledger_checks(trace: Trace, returned: Reference | None) -> Iterator[Placed]:
         yield (0.0,), no_states(str(error))
         return
     except RuntimeError as error:
-        # Captures of a wrong shape or dtype: their own checks say which, and come first.
+        # Captures of a wrong shape or dtype: their own checks come first, and say so.
         yield (3.0,), no_states(f"cannot be rebuilt: {str(error).splitlines()[0]}")
         return
     if states is None:

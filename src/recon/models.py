@@ -188,7 +188,7 @@ def _tokenizer(source: str) -> Tokenizer | None:
     with _quiet():
         try:
             found = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, ImportError):
             return None
     # Where there is no vocabulary, transformers makes up one of special tokens only.
     words = len(found) - len(found.all_special_tokens)

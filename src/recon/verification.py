@@ -79,6 +79,20 @@ def verify(
     return replace(found, seconds=seconds, bare_seconds=bare_seconds)
 
 
+def record(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> Trace:
+    """Run the model once, captured, and return the trace; the model stays as it was.
+
+    The generators move on as in any run. Raises as ``verify`` does.
+    """
+    if input_ids is not None:
+        inputs = {"input_ids": input_ids, **inputs}
+    gpt2.require_inputs(model, inputs)
+    recorder = Recorder(gpt2.plan(model), Options())
+    with torch.no_grad(), recorder:
+        _run(gpt2.sparing, model, inputs)
+    return recorder.trace
+
+
 def warm_up(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> None:
     """Run the model once and forget it: the first pass of a process is a slow one.
 

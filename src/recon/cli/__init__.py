@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from recon import __version__
-from recon.cli import ending, sites, verify
+from recon.cli import diff, ending, sites, verify
 
 app = typer.Typer(
     name="recon",
@@ -28,6 +28,10 @@ app.command(
     epilog="Example: recon verify gpt2 --text 'Paris is the capital of' --dtype"
     " bfloat16 --json report.json",
 )(verify.command)
+app.command(
+    "diff",
+    epilog="Example: recon diff gpt2@attn=eager gpt2@attn=sdpa,dtype=bfloat16",
+)(diff.command)
 app.command(
     "sites", epilog="Example: recon sites random:tiny --site 'h.*.attn.{q,k,v}'"
 )(sites.command)

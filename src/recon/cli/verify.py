@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,8 +42,35 @@ class Proof(StrEnum):
     """The levels of proof, and all of them."""
 
     ledger = "ledger"
+    sketch = "sketch"
     replay = "replay"
+    certify = "certify"
     all = "all"
+
+
+class Bound(StrEnum):
+    """The forms of the error bounds."""
+
+    deterministic = "deterministic"
+    probabilistic = "probabilistic"
+
+
+@dataclass(frozen=True)
+class How:
+    """What to check, and how."""
+
+    level: Proof | None
+    bound: Bound
+    stream: bool
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels by name; without a choice, those that expect bit-equality."""
+        from recon.checks import DEFAULT, LEVELS
+
+        if self.level is None:
+            return DEFAULT
+        return tuple(name for name in LEVELS if self.level in ("all", name))
 
 
 def command(
@@ -75,11 +102,22 @@ def command(
         Attn | None, typer.Option(help="Attention; default: what the model chooses.")
     ] = None,
     level: Annotated[
-        Proof,
+        Proof | None,
         typer.Option(
-            help="ledger sums the residual stream, replay runs each operation again."
+            help="ledger sums the residual stream, replay runs each operation again, "
+            "certify bounds how far any correct one may stray, sketch screens "
+            "products; default: ledger and replay."
         ),
-    ] = Proof.all,
+    ] = None,
+    bound: Annotated[
+        Bound, typer.Option(help="Form of certify's error bounds.")
+    ] = Bound.deterministic,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Check each block as it runs; keep one block's tensors."
+        ),
+    ] = False,
     train: Annotated[
         bool, typer.Option("--train", help="Train mode: dropout is on, and checked.")
     ] = False,
@@ -115,7 +153,7 @@ def command(
     batches = _batches(loaded, text, input_ids, prompts, seed)
     if train:
         _train(loaded, seed)
-    report = _verify(loaded, batches, level)
+    report = _verify(loaded, batches, How(level, bound, stream))
     source = batches[0].source if len(batches) == 1 else str(prompts)
     _show(report, loaded.name, source, json)
     raise typer.Exit(RECONCILED if report.verdict == "reconciled" else DIVERGED)
@@ -158,7 +196,7 @@ def _train(loaded: Loaded, seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _verify(loaded: Loaded, batches: Sequence[Batch], proof: Proof) -> Report:
+def _verify(loaded: Loaded, batches: Sequence[Batch], how: How) -> Report:
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     from recon.results import merge
@@ -168,7 +206,7 @@ def _verify(loaded: Loaded, batches: Sequence[Batch], proof: Proof) -> Report:
         done = bar.add_task("", total=len(batches))
         reports: list[Report] = []
         for batch in batches:
-            report = _verify_one(loaded, batch, proof, warm=bool(reports))
+            report = _verify_one(loaded, batch, how, warm=bool(reports))
             if len(batches) > 1 and report.failures:
                 note = f"{batch.source}: {len(report.failures)} checks fail"
                 report = replace(report, notes=(*report.notes, note))
@@ -177,17 +215,21 @@ def _verify(loaded: Loaded, batches: Sequence[Batch], proof: Proof) -> Report:
     return merge(reports)
 
 
-def _verify_one(loaded: Loaded, batch: Batch, proof: Proof, *, warm: bool) -> Report:
+def _verify_one(loaded: Loaded, batch: Batch, how: How, *, warm: bool) -> Report:
     """Verify one batch; a cold model runs once before, so that times compare."""
-    from recon.checks import DEFAULT
     from recon.verification import verify, warm_up
 
-    levels: list[Level] = [level for level in DEFAULT if proof in ("all", level)]
     inputs: dict[str, Any] = dict(batch.inputs)
     try:
         if not warm:
             warm_up(loaded.model, **inputs)
-        return verify(loaded.model, levels=levels, **inputs)
+        return verify(
+            loaded.model,
+            levels=how.levels,
+            bound=how.bound.value,
+            stream=how.stream,
+            **inputs,
+        )
     except UnsupportedError:
         raise
     except UsageError as error:

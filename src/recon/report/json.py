@@ -15,6 +15,7 @@ from recon import __version__
 
 if TYPE_CHECKING:
     from recon.compare import Check
+    from recon.differences import Difference
     from recon.report.vocabulary import Vocabulary
     from recon.results import Report
 
@@ -82,6 +83,14 @@ class CheckFields(_Strict):
     )
     index: list[int] | None = Field(description="Where the largest error is.")
     reason: str = Field(description="Why it fails, if not by a difference; else empty.")
+    bound_ratio: Number | None = Field(
+        description="Largest error over its bound, at most 1 if it is rounding; null "
+        "where nothing is bounded."
+    )
+    sharpness: Number | None = Field(
+        description="Fault, relative to its row's root mean square, from which any one "
+        "element is certain to be caught; null as for bound_ratio."
+    )
     excluded: int = Field(description="Rows left out: they may attend to no key.")
     allowed: Number | None = Field(
         description="Error allowed at index; null: none at all."
@@ -132,7 +141,39 @@ class Sites(_Strict):
     sites: list[SiteFields] = Field(description="In order of computation.")
 
 
-DOCUMENTS: dict[str, type[BaseModel]] = {"verify": Verification, "sites": Sites}
+class ApartFields(_Strict):
+    """One site in two runs."""
+
+    site: str = Field(description="The site.")
+    equal: bool = Field(description="Whether the two tensors are bit-equal.")
+    max_abs: Number = Field(description="Largest absolute difference.")
+    relative: Number = Field(
+        description="Root mean square of the difference over that of the first run."
+    )
+
+
+class DifferenceFields(_Strict):
+    """What ``recon diff --json`` writes."""
+
+    schema_version: Literal["1"] = Field(description="Version of this schema.")
+    verdict: Literal["equal", "rounding", "diverged", "unverified"] = Field(
+        description="equal and rounding are right; the others are findings."
+    )
+    recon: str = Field(description="Version of recon.")
+    names: list[str] = Field(description="The two runs as they were asked for.")
+    conclusion: str = Field(description="What the difference is, in a sentence.")
+    first: str | None = Field(description="First site that differs, or null.")
+    sites: list[ApartFields] = Field(description="In order of computation.")
+    certified: list[list[CheckFields] | None] = Field(
+        description="Each run's own checks at level certify; null without weights."
+    )
+
+
+DOCUMENTS: dict[str, type[BaseModel]] = {
+    "verify": Verification,
+    "sites": Sites,
+    "diff": DifferenceFields,
+}
 
 
 def schema_text(name: str) -> str:
@@ -156,6 +197,34 @@ def verification_text(report: Report, *, model: str, source: str) -> str:
             notes=list(report.notes),
             timing=_timing(report),
             checks=[_check(check) for check in report.checks],
+        )
+    )
+
+
+def difference_text(found: Difference) -> str:
+    """Return the difference of two runs as JSON."""
+    reports = (found.first_report, found.second_report)
+    return _document(
+        DifferenceFields(
+            schema_version="1",
+            verdict=found.verdict,
+            recon=__version__,
+            names=list(found.names),
+            conclusion=found.conclusion(),
+            first=None if found.first is None else str(found.first.site),
+            sites=[
+                ApartFields(
+                    site=str(apart.site),
+                    equal=apart.equal,
+                    max_abs=_number(apart.max_abs) or 0.0,
+                    relative=_number(apart.relative) or 0.0,
+                )
+                for apart in found.sites
+            ],
+            certified=[
+                None if report is None else [_check(check) for check in report.checks]
+                for report in reports
+            ],
         )
     )
 
@@ -225,6 +294,8 @@ def _check(check: Check) -> CheckFields:
         max_ulp=check.max_ulp,
         index=None if check.index is None else list(check.index),
         reason=check.reason,
+        bound_ratio=_number(check.bound_ratio),
+        sharpness=_number(check.sharpness),
         excluded=check.excluded,
         allowed=_number(check.allowed),
     )

@@ -57,6 +57,8 @@ class Style:
 
 
 def _word(check: Check) -> str:
+    if check.verdict == "rounding" and check.bound_ratio is not None:
+        return f"{check.bound_ratio:.2g}"
     if check.verdict == "rounding" and check.max_ulp is not None:
         count = check.max_ulp
         return f"{count} ulp" if count < _LONG_COUNT else f"{count:.0e} ulp"
@@ -197,6 +199,8 @@ def _facts(report: Report, placed: Placed, style: Style) -> Table:
     if left_out:
         words = f"{left_out} rows may attend to no key: not part of attention checks"
         rows.append(("left out", words))
+    if any(check.bound_ratio for check in report.checks):
+        rows.append(("numbers", "largest error over its bound: above 1 is no rounding"))
     if report.seconds is not None and report.bare_seconds:
         rows.append(("time", _time(report.seconds, report.bare_seconds)))
     rows += [("note" if not i else "", note) for i, note in enumerate(report.notes)]
@@ -235,7 +239,7 @@ def _findings(report: Report) -> Iterator[RenderableType]:
 
 def _verdict(report: Report) -> Text:
     checks, failures = len(report.checks), report.failures
-    levels = f"({' and '.join(report.levels)})"
+    levels = f"({', '.join(report.levels)})"
     if report.verdict == "reconciled":
         rounded = sum(check.verdict == "rounding" for check in report.checks)
         how = f"{rounded} up to rounding" if rounded else "every one exact"

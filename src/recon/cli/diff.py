@@ -1,0 +1,150 @@
+"""``recon diff``: two runs of one model side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recon.cli import streams
+from recon.cli.ending import DIVERGED, RECONCILED, Traceback
+from recon.cli.verify import Bound, silence_libraries
+from recon.errors import UsageError
+
+if TYPE_CHECKING:
+    from recon.models import Loaded
+    from recon.trace import Trace
+
+_SETTINGS = "attn, dtype, device, seed and mode=train"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run as it was asked for: a model with settings, or a saved trace."""
+
+    asked: str
+    model: str
+    settings: dict[str, str]
+
+    @classmethod
+    def parse(cls, asked: str) -> Spec:
+        """Read ``gpt2@attn=sdpa,dtype=bfloat16``; raises UsageError if it is none."""
+        model, _, rest = asked.partition("@")
+        settings: dict[str, str] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals or key not in ("attn", "dtype", "device", "seed", "mode"):
+                raise UsageError(
+                    f"{asked}: {part!r} is no setting; there are {_SETTINGS}"
+                )
+            settings[key] = value
+        return cls(asked, model or "bundled", settings)
+
+    @property
+    def saved(self) -> Path | None:
+        """The file of a saved trace, if that is what was asked for."""
+        return Path(self.asked) if self.asked.endswith(".safetensors") else None
+
+
+def command(
+    first: Annotated[
+        str,
+        typer.Argument(metavar="A", help="MODEL@attn=..,dtype=.. or a saved trace."),
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other run.")],
+    text: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Run this prompt.")
+    ] = None,
+    input_ids: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run these token ids.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model of saved traces; without it none is certified."),
+    ] = None,
+    bound: Annotated[
+        Bound, typer.Option(help="Form of the error bounds.")
+    ] = Bound.deterministic,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|-", help="Write JSON to a file too, or to stdout."),
+    ] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Say where two runs part, how the difference grows, and whether each is right.
+
+    Exit codes: 0 equal or rounding, 1 diverged or unverified, 2 bad usage or input.
+    """
+    specs = Spec.parse(first), Spec.parse(second)
+    streams.require_writable(json)
+    silence_libraries()
+    from recon.differences import diff
+
+    traces = [_trace(spec, model, text, input_ids) for spec in specs]
+    with streams.progress().status("certifying both runs"):
+        found = diff(traces[0], traces[1], names=(first, second), bound=bound.value)
+    if json != "-":
+        from recon.report.difference import render
+
+        console = streams.output()
+        streams.show(console, render(found, console=console))
+    if json is not None:
+        from recon.report.json import difference_text
+
+        streams.write(difference_text(found), json)
+    right = found.verdict in ("equal", "rounding")
+    raise typer.Exit(RECONCILED if right else DIVERGED)
+
+
+def _trace(
+    spec: Spec, model: str | None, text: str | None, input_ids: Path | None
+) -> Trace:
+    if spec.saved is not None:
+        from recon.loading import load_trace
+
+        loaded = None if model is None else _load(Spec.parse(model))
+        return load_trace(spec.saved, None if loaded is None else loaded.model)
+    loaded = _load(spec)
+    return _run(loaded, spec, text, input_ids)
+
+
+def _load(spec: Spec) -> Loaded:
+    from recon.models import DTYPES, load_model
+
+    dtype = spec.settings.get("dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(
+            f"{spec.asked}: dtype {dtype!r}; there are {', '.join(DTYPES)}"
+        )
+    with streams.progress().status(f"loading {spec.model}"):
+        loaded = load_model(
+            spec.model,
+            dtype=None if dtype is None else DTYPES[dtype],
+            attention=spec.settings.get("attn"),
+            device=spec.settings.get("device", "cpu"),
+            seed=_seed(spec),
+        )
+    if spec.settings.get("mode", "eval") not in ("train", "eval"):
+        raise UsageError(f"{spec.asked}: mode is train or eval")
+    loaded.model.train(spec.settings.get("mode") == "train")
+    return loaded
+
+
+def _seed(spec: Spec) -> int:
+    words = spec.settings.get("seed", "0")
+    if not words.isdigit():
+        raise UsageError(f"{spec.asked}: seed {words!r} is no number")
+    return int(words)
+
+
+def _run(loaded: Loaded, spec: Spec, text: str | None, input_ids: Path | None) -> Trace:
+    import torch
+
+    from recon.inputs import batches
+    from recon.verification import record
+
+    batch = next(batches(loaded, text=text, ids_file=input_ids))
+    torch.manual_seed(_seed(spec))
+    return record(loaded.model, **batch.inputs)
