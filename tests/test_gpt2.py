@@ -1,6 +1,7 @@
 """Every option of GPT-2 that changes the computation is checked, and bit by bit."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -102,6 +103,14 @@ def test_every_kind_of_input_reconciles(
 def test_inputs_given_as_embeddings_reconcile(make_model, all_exact, types, attention):
     model = make_model(attention=attention)
     all_exact(recon.verify(model, inputs_embeds=EMBEDDED, token_type_ids=types))
+
+
+def test_embeddings_are_recognised_among_positional_arguments(model, record, all_exact):
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    arguments = [None] * names.index("inputs_embeds") + [EMBEDDED]
+    trace, output = record(model, *arguments)
+    assert trace.origin("wte") == "given"
+    all_exact(recon.verify_trace(trace, output))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

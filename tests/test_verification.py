@@ -215,6 +215,31 @@ def test_a_module_that_fired_twice_is_told(model, ids):
 
 
 @pytest.mark.parametrize(
+    ("attention", "name"),
+    [
+        ("sdpa", "h.1.attn.pattern"),
+        ("eager", "h.1.attn.scores"),
+        ("eager", "h.1.cross.z"),
+        ("eager", "h.9.ln_1"),
+    ],
+)
+def test_a_tensor_that_no_identity_speaks_of_is_not_verified(
+    make_model, ids, record, attention, name
+):
+    trace, output = record(make_model(attention=attention), ids)
+    report = recon.verify_trace(trace.replace(name, torch.zeros(3, 4, 7, 7)), output)
+    assert [(c.site, c.verdict) for c in report.failures] == [(name, "unverified")]
+    with pytest.raises(ReconciliationError, match="no identity of this pass says what"):
+        report.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_was_converted_since_does_not_pass(model, recorded, dtype):
+    model.to(dtype)
+    assert recon.verify_trace(*recorded).verdict == "diverged"
+
+
+@pytest.mark.parametrize(
     ("options", "error", "words"),
     [
         (

@@ -276,10 +276,12 @@ class _Tally:
     survived: int = 0
     alive: int = 0
 
-    def add(self, place: Place, bounded: Bounded, found: Tensor, p: float) -> None:
+    def add(
+        self, place: Place, bounded: Bounded, found: Tensor, rows: Tensor, p: float
+    ) -> None:
+        """Take one piece; ``rows`` are the root mean squares of its whole rows."""
         value, error = bounded.value, bounded.error
         real = found.double()
-        scale_of_row = value.square().mean(-1, keepdim=True).sqrt()
         if p > 0:
             self.alive += int((value != 0).sum())
             self.survived += int(((value != 0) & (real != 0)).sum())
@@ -297,7 +299,7 @@ class _Tally:
             self.ratio = float(ratio.flatten()[worst])
             self.allowed = float(error.flatten()[worst])
             self.index = _global_index(place, worst, gap.shape)
-        caught = torch.where(scale_of_row > 0, (error + gap) / scale_of_row, 0.0)
+        caught = torch.where(rows > 0, (error + gap) / rows, 0.0)
         self.sharpness = max(self.sharpness, float(caught.max()))
 
 
@@ -316,6 +318,8 @@ def judge(
     if not strict.passed:
         return strict
     tally = _Tally()
+    norms = torch.linalg.vector_norm(found, dim=-1, keepdim=True, dtype=torch.float64)
+    size = norms / math.sqrt(found.shape[-1])
     for place, bounded in pieces:
         some = found[place]
         if bounded.value.shape != some.shape:
@@ -329,7 +333,8 @@ def judge(
                 value=bounded.value.masked_fill(rows, 0.0),
                 error=bounded.error.masked_fill(rows, 0.0),
             )
-        tally.add(place, bounded, some, identity.dropout)
+        # A piece may be a part of its rows; they are measured whole.
+        tally.add(place, bounded, some, size[place[: found.ndim - 1]], identity.dropout)
     return _verdict(tally, found, identity, replace(blank, excluded=strict.excluded))
 
 

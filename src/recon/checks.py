@@ -59,9 +59,12 @@ def trace_checks(
     placed: list[Placed] = list(firings(trace))
     if "ledger" in levels.names:
         placed += ledger_checks(trace, returned)
-    placed += identity_checks(trace, gpt2.identities(trace), levels)
-    if returned is not None and set(levels.names) & {"replay", "certify"}:
-        placed += returned_checks(trace, returned)
+    identities = list(gpt2.identities(trace))
+    placed += identity_checks(trace, identities, levels)
+    if set(levels.names) & {"replay", "certify"}:
+        placed += _unpredicted(trace, identities)
+        if returned is not None:
+            placed += returned_checks(trace, returned)
     return in_order(placed)
 
 
@@ -83,6 +86,23 @@ def identity_checks(
             yield where, replayed(trace, identity)
         if "certify" in levels.names:
             yield where, certified(trace, identity, levels.form)
+
+
+def _unpredicted(trace: Trace, identities: Iterable[Identity]) -> Iterator[Placed]:
+    """Name the captured tensors that no identity speaks of: they are not verified."""
+    predicted = {identity.site for identity in identities}
+    for place in trace.tensors:
+        if place not in predicted:
+            yield (
+                place.depth,
+                Check(
+                    str(place),
+                    "predicted",
+                    "capture",
+                    "unverified",
+                    reason="no identity of this pass says what it must be",
+                ),
+            )
 
 
 def firings(trace: Trace) -> Iterator[Placed]:

@@ -233,7 +233,12 @@ class Attention:
             weights = weights.masked_fill(idle[..., None], 0.0)
         return weights.to(q.dtype)
 
-    def fused(self, q: Heads, k: Keys, v: Keys) -> Heads:
+    def fused(
+        self,
+        q: Heads,
+        k: Keys,
+        v: Float[Tensor, "batch heads keys value_width"],
+    ) -> Float[Tensor, "batch heads seq value_width"]:
         """Return z (B H T d) as the library's sdpa call computes it."""
         if self.hides_later and k.shape[2] > q.shape[2]:
             # A static cache at prefill: transformers cuts the unused keys off.

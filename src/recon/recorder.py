@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from recon.errors import BudgetError, CaptureError, UsageError
-from recon.plan import Plan, Port, Read, Tap
+from recon.plan import Note, Plan, Port, Read, Tap
 from recon.sites import Site, all_sites, select
 from recon.trace import Trace, held_bytes, sources
 
@@ -252,9 +252,9 @@ class Recorder:
         keepers = {s: self._keeper(s, port) for s, port in (*tap.reads, *tap.again)}
         threads, note, path = self._threads, tap.note, tap.path
         ports = tuple(port for _, port in tap.reads)
-        simple = ports == ("input", "output") and note is None and not tap.again
+        simple = ports == ("input", "output") and not tap.again
         if simple and self._consumer is None and self._options.by_reference:
-            return self._quick_listener(place)
+            return self._quick_listener(place, note, path)
 
         def listen(
             module: nn.Module,
@@ -293,7 +293,9 @@ class Recorder:
 
         return listen_and_pass_on
 
-    def _quick_listener(self, place: int) -> Callable[..., None]:
+    def _quick_listener(
+        self, place: int, note: Note | None, path: str
+    ) -> Callable[..., None]:
         """Do what most taps need, an input and an output by reference, and no more."""
         threads = self._threads
 
@@ -311,6 +313,9 @@ class Recorder:
             if one.detach:
                 before, after = _detached(one, before), _detached(one, after)
             one.calls[place].append((before, after))
+            if note is not None:
+                said = note(module, args, kwargs, output)
+                one.notes.setdefault(path, []).append(said)
 
         return listen
 

@@ -27,15 +27,15 @@ def replay(trace: Trace, identities: Iterable[Identity]) -> Iterator[Check]:
 @torch.no_grad()
 def check(trace: Trace, identity: Identity) -> Check:
     """Predict one site from its captured inputs; never read the site itself."""
-    site = str(identity.site)
+    site, op = str(identity.site), identity.op
     try:
-        inputs = [trace[place] for place in identity.inputs]
+        inputs = [trace[place] for place in identity.inputs] + list(identity.extra)
         found = trace.captured(identity.site)
+        with trace.arithmetic():
+            expected = op(*inputs)
+        idle = op.idle(*inputs) if isinstance(op, Pattern | Mix | Fused) else None
     except CaptureError as error:
         return Check(site, identity.name, LEVEL, "missing", reason=str(error))
-    try:
-        with trace.arithmetic():
-            expected = identity.op(*inputs, *identity.extra)
     except (RuntimeError, ValueError, IndexError) as error:
         return _cannot(identity, error)
     return compare(
@@ -45,9 +45,7 @@ def check(trace: Trace, identity: Identity) -> Check:
         identity=identity.name,
         level=LEVEL,
         dropout=identity.dropout,
-        idle=op.idle(*inputs, *identity.extra)
-        if isinstance(op := identity.op, Pattern | Mix | Fused)
-        else None,
+        idle=idle,
     )
 
 

@@ -112,15 +112,19 @@ def check(trace: Trace, identity: Identity, sketcher: Sketcher) -> Check:
     assert isinstance(op, Linear | Unembed)
     try:
         inputs = [trace[place] for place in identity.inputs] + list(identity.extra)
-        found = trace[identity.site]
+        found = trace.captured(identity.site)
     except CaptureError as error:
         return replace(blank, verdict="missing", reason=str(error))
     environment = trace.facts.environment
     if environment.reduced:
         return replace(blank, reason="half-precision products may be summed in half")
-    x = op.rows(inputs[0]) if isinstance(op, Unembed) else inputs[0]
     arithmetic = Arithmetic(found.dtype, inputs=environment.product_rounding)
-    return sketcher.check(op, _rows(x), _rows(found), arithmetic, blank)
+    try:
+        x = op.rows(inputs[0]) if isinstance(op, Unembed) else inputs[0]
+        return sketcher.check(op, _rows(x), _rows(found), arithmetic, blank)
+    except (RuntimeError, ValueError, IndexError) as error:
+        words = str(error).splitlines()[0]
+        return replace(blank, reason=f"cannot be sketched from its inputs: {words}")
 
 
 def _rows(x: Tensor) -> Tensor:

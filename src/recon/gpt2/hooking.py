@@ -25,24 +25,21 @@ def plan(model: nn.Module) -> Plan:
     """
     parts = Parts.of(model)
     names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    weighted = [(path, place, module) for path, place, module in parts.makers()]
-    dropouts = list(parts.dropouts())
-    attentions = list(parts.attentions())
+    owners = [module._parameters for _, _, module in parts.makers()]
+    dropouts = [module for _, module in parts.dropouts()]
+    inside = [module.attn_dropout for _, _, module in parts.attentions()]
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
         given = dict(zip(names, args, strict=False)) | kwargs
         return Start.of(given)
 
     def end() -> End:
-        held = [weights(module) for _, _, module in weighted]
+        held = weights(owners)
         return End(
             weights=held,
             versions=versions(held),
-            dropout=[module.p if module.training else 0.0 for _, module in dropouts],
-            attention=[
-                module.attn_dropout.p if module.training else 0.0
-                for _, _, module in attentions
-            ],
+            dropout=[module.p if module.training else 0.0 for module in dropouts],
+            attention=[module.p if module.training else 0.0 for module in inside],
             kernel=parts.model.config._attn_implementation,
             training=parts.model.training,
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from recon.facts import Identity
 from recon.ops import Add, Attention, Fused, Given, Mix, Pattern, Same, Slice
 from recon.sites import Site
-from recon.trace import Trace
+from recon.trace import Trace, sources
 
 
 def identities(trace: Trace) -> Iterator[Identity]:
@@ -153,7 +153,9 @@ def _cached(
     """Yield the law that the cache's entries of this step are k and v."""
     for place, cached in ((k, call.keys), (v, call.values)):
         if cached is not None and trace.origin(place) is not None:
-            rows = trace[place].shape[2]
+            (whole,) = sources(place)
+            held = trace.tensors.get(whole)
+            rows = trace[place].shape[2] if held is None else held.shape[1]
             yield Identity(
                 name, place, Given(cached[:, :, call.past : call.past + rows])
             )

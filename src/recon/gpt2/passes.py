@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import transformers
@@ -33,8 +33,7 @@ _PLAIN_CACHES = {"DynamicLayer", "StaticLayer"}
 _CAPTURED_BY_HOOKS = find_spec("transformers.utils.output_capturing") is not None
 
 
-@dataclass(frozen=True, eq=False)
-class Received:
+class Received(NamedTuple):
     """What an attention was handed: mask, number of queries, cache contents."""
 
     mask: Tensor | None
@@ -122,31 +121,24 @@ class End:
     """What is read off the modules when the pass is over, in the plan's order."""
 
     weights: list[Held]
-    versions: list[tuple[int, int]]
+    versions: list[int]
     dropout: list[float]
     attention: list[float]
     kernel: str
     training: bool
 
 
-def weights(module: nn.Module) -> Held:
-    """Return weight and bias as they are now, by reference."""
-    own = module._parameters
-    if "weight" in own:
-        return own["weight"], own.get("bias")
-    return getattr(module, "weight", None), getattr(module, "bias", None)
+def weights(owners: Iterable[Mapping[str, Tensor | None]]) -> list[Held]:
+    """Return weight and bias of each module as they are now, by reference."""
+    return [(own.get("weight"), own.get("bias")) for own in owners]
 
 
-def versions(held: Iterable[Held]) -> list[tuple[int, int]]:
-    """Return how often each was edited in place; -1 where torch does not count."""
-    return [(_version(weight), _version(bias)) for weight, bias in held]
-
-
-def _version(tensor: Tensor | None) -> int:
+def versions(held: Iterable[Held]) -> list[int]:
+    """Return how often each was edited in place; nothing where torch does not count."""
     try:
-        return -1 if tensor is None else tensor._version
+        return [t._version for pair in held for t in pair if t is not None]
     except RuntimeError:
-        return -1  # an inference tensor
+        return []  # inference tensors
 
 
 def facts(
@@ -196,22 +188,20 @@ def _makers(
     problems: list[str] = []
     makers: dict[Site, Maker] = {}
     counted: list[tuple[str, Tensor, int]] = []
-    for (path, place, module), held, edits in zip(
-        parts.makers(), end.weights, end.versions, strict=True
-    ):
+    edits = iter(end.versions)
+    for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
+        counted_here = [
+            (f"{path}.{name}", tensor, next(edits, -1))
+            for name, tensor in zip(("weight", "bias"), held, strict=True)
+            if tensor is not None
+        ]
         if stage is not None and place.stage(parts.body.config.n_layer) != stage:
             continue
         try:
             makers |= _maker(parts, path, place, module, held, start, notes)
         except UnsupportedError as error:
             problems.append(str(error))
-        counted += [
-            (f"{path}.{name}", tensor, version)
-            for name, tensor, version in zip(
-                ("weight", "bias"), held, edits, strict=True
-            )
-            if tensor is not None
-        ]
+        counted += counted_here
     return makers, counted, problems
 
 
@@ -231,7 +221,7 @@ def with_weights(
         grad=known.environment.grad,
         backends=(),
     )
-    held = [weights(module) for _, _, module in parts.makers()]
+    held = weights(module._parameters for _, _, module in parts.makers())
     environment = known.environment
     end = End(held, versions(held), [], [], environment.attention, environment.training)
     notes: dict[str, list[Any]] = {}

@@ -1,0 +1,347 @@
+"""Sound: no correct computation strays further than its bound allows.
+
+Each law has a twin in the same test: a fault of a few times the stated sharpness, at
+one element, is always caught. Where a search found a bound too tight, the input that
+showed it stays as an ``@example``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import assume, example, given, target
+from hypothesis import strategies as st
+from recon.activations import activation
+from recon.certify import judge
+from recon.compare import Check
+from recon.facts import Identity
+from recon.ops import Add, Linear
+from recon.rounding import (
+    Arithmetic,
+    Bounded,
+    attention_weights,
+    layer_norm,
+    mixed,
+    product,
+)
+from recon.sites import Site
+from recon.sketch import Sketcher
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from property_tests.adversarial import (
+    DTYPES,
+    FUSED,
+    KINDS,
+    MASKS,
+    NORMS,
+    PATTERNS,
+    PRODUCTS,
+    TEXTBOOK,
+    Call,
+    Matrix,
+    masks,
+    matrices,
+)
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+forms = st.sampled_from(["deterministic", "probabilistic"])
+SITE = Site("mlp.out", 0)
+BLANK = Check(str(SITE), "law", "certify", "unverified")
+LAW = Identity("law", SITE, Add())
+
+
+def judged(bounded: Bounded, found: Tensor) -> Check:
+    return judge([((), bounded)], found, LAW, [], BLANK)
+
+
+def sound_and_sharp(bounded: Bounded, found: Tensor, label: str, seed: int) -> None:
+    """The computation certifies; a fault at one element, by the stated size, does not."""
+    # What overflows is a fault of its own, not a matter of rounding.
+    assume(bool(found.isfinite().all()))
+    check = judged(bounded, found)
+    if math.isfinite(check.bound_ratio):
+        target(check.bound_ratio, label=label)
+    assert check.passed, f"{label}: {check}"
+    damaged = _damaged(bounded, found, check.sharpness, seed)
+    if damaged is not None:
+        assert not judged(bounded, damaged).passed, f"{label}: fault not seen"
+
+
+def _damaged(bounded: Bounded, found: Tensor, sharp: float, seed: int) -> Tensor | None:
+    """Add four times the sharpness to one element; None where nothing can be said."""
+    at = seed % found.numel()
+    flat = found.clone().flatten()
+    row = bounded.value.square().mean(-1, keepdim=True).sqrt()
+    scale = float(row.expand_as(bounded.value).flatten()[at])
+    wrong = float(flat[at]) + 4 * sharp * scale
+    if scale == 0 or not abs(wrong) < torch.finfo(found.dtype).max / 2:
+        return None
+    flat[at] = wrong
+    return flat.view_as(found)
+
+
+# -- stored operations ---------------------------------------------------------
+
+
+@each_dtype
+@given(x=matrices(), y=matrices(), z=matrices(), seed=st.integers(0, 99))
+def test_sums_and_products_of_elements(dtype, x, y, z, seed):
+    a, b, c = (m.tensor(3, 17, dtype) for m in (x, y, z))
+    arithmetic = Arithmetic(dtype)
+    one, two, three = (arithmetic.exact(t) for t in (a, b, c))
+    name = str(dtype)
+    sound_and_sharp(one + two, a + b, f"add {name}", seed)
+    sound_and_sharp(one + two + three, a + b + c, f"add three {name}", seed)
+    sound_and_sharp(one * two, a * b, f"times {name}", seed)
+    sound_and_sharp((one - two) * three, (a - b) * c, f"minus, times {name}", seed)
+    sound_and_sharp(one * 1.702, a * 1.702, f"times a constant {name}", seed)
+    sound_and_sharp(one.power(2), a.square(), f"square {name}", seed)
+    sound_and_sharp(one.power(3), a.pow(3.0), f"cube {name}", seed)
+    sound_and_sharp(one.power(3), a * a * a, f"cube by products {name}", seed)
+    sound_and_sharp(one.monotone(torch.tanh), a.tanh(), f"tanh {name}", seed)
+    sound_and_sharp(one.monotone(torch.erf), a.erf(), f"erf {name}", seed)
+    composed = (one + two).monotone(torch.sigmoid)
+    sound_and_sharp(composed, (a + b).sigmoid(), f"sigmoid of a sum {name}", seed)
+
+
+# -- matrix products -----------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("way", PRODUCTS)
+@given(
+    x=matrices(),
+    w=matrices(),
+    b=matrices(),
+    width=st.sampled_from([1, 2, 3, 16, 61]),
+    seed=st.integers(0, 99),
+)
+def test_matrix_products(dtype, way, x, w, b, width, seed):
+    left, right = x.tensor(3, width, dtype), w.tensor(width, 9, dtype)
+    bias = b.tensor(1, 9, dtype)[0]
+    if way.startswith("split") and width < 7:
+        way = "in order"
+    found = PRODUCTS[way](left, right, bias)
+    bounded = product(left, right, bias, Arithmetic(dtype))
+    sound_and_sharp(bounded, found, f"product {dtype}", seed)
+
+
+@each_dtype
+@pytest.mark.parametrize("way", ["addmm", "split in 3", "in order"])
+@given(seed=st.integers(0, 9999), width=st.sampled_from([8, 64, 300]))
+def test_matrix_products_of_random_numbers_within_the_probabilistic_form(
+    dtype, way, seed, width
+):
+    left = Matrix("normal", seed).tensor(3, width, dtype)
+    right = Matrix("normal", seed + 1).tensor(width, 9, dtype)
+    bias = Matrix("normal", seed + 2).tensor(1, 9, dtype)[0]
+    bounded = product(left, right, bias, Arithmetic(dtype, "probabilistic"))
+    found = PRODUCTS[way](left, right, bias)
+    sound_and_sharp(bounded, found, f"product, probabilistic {dtype}", seed)
+
+
+# -- LayerNorm -----------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("way", NORMS)
+@given(
+    x=matrices(scales=(1.0, 300.0, 1e-3, 1e-6)),
+    g=matrices(),
+    b=matrices(),
+    width=st.sampled_from([1, 2, 3, 8, 24, 67]),
+    eps=st.sampled_from([1e-5, 1e-12, 1e-2]),
+    seed=st.integers(0, 99),
+)
+def test_layer_norms(dtype, way, x, g, b, width, eps, seed):
+    rows = x.tensor(3, width, dtype)
+    gain, bias = (m.tensor(1, width, dtype)[0] for m in (g, b))
+    bounded = layer_norm(rows, gain, bias, eps, Arithmetic(dtype))
+    found = NORMS[way](rows, gain, bias, eps)
+    sound_and_sharp(bounded, found, f"layer norm {dtype}", seed)
+
+
+@each_dtype
+@given(
+    x=matrices(("normal", "wide", "outlier", "small integers")),
+    width=st.sampled_from([2, 3, 8, 67]),
+    seed=st.integers(0, 99),
+)
+def test_textbook_variance_where_the_mean_does_not_dominate(dtype, x, width, seed):
+    rows = x.tensor(5, width, dtype)
+    exact = rows.double()
+    within = exact.square().mean(-1) <= 1.25**2 * exact.var(-1, correction=0)
+    rows = rows[within]
+    assume(rows.numel() > 0)
+    ones = torch.ones(width, dtype=dtype)
+    bounded = layer_norm(rows, ones, ones * 0, 1e-5, Arithmetic(dtype))
+    found = TEXTBOOK(rows, ones, ones * 0, 1e-5)
+    sound_and_sharp(bounded, found, f"textbook variance {dtype}", seed)
+
+
+# -- attention -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attended:
+    """An attention in words: shapes, the inputs' looks, the mask."""
+
+    q: Matrix = Matrix()
+    k: Matrix = Matrix("normal", 1)
+    v: Matrix = Matrix("normal", 2)
+    heads: int = 1
+    queries: int = 1
+    keys: int = 1
+    width: int = 4
+    mask: str = "none"
+    seed: int = 0
+
+    def call(self, dtype: torch.dtype) -> Call:
+        keys = max(self.keys, self.queries)
+
+        def split(matrix: Matrix, rows: int) -> Tensor:
+            made = matrix.tensor(self.heads * rows, self.width, dtype)
+            return made.view(self.heads, rows, self.width)
+
+        allowed, bias = masks(self.mask, self.queries, keys, dtype, self.seed)
+        return Call(
+            split(self.q, self.queries),
+            split(self.k, keys),
+            split(self.v, keys),
+            allowed,
+            bias,
+            self.width**-0.5,
+        )
+
+
+looks = matrices(scales=(1.0, 30.0, 3.0, 0.02))
+attended = st.builds(
+    Attended,
+    q=looks,
+    k=looks,
+    v=looks,
+    heads=st.integers(1, 2),
+    queries=st.sampled_from([1, 2, 5]),
+    keys=st.sampled_from([1, 2, 9, 70]),
+    width=st.sampled_from([4, 1, 3, 16]),
+    mask=st.sampled_from(MASKS),
+    seed=st.integers(0, 99),
+)
+
+
+def weights(call: Call, stored: Arithmetic):
+    left, right = call.q.double() * call.scale, call.k.double().transpose(-1, -2)
+    bias = None if call.bias is None else call.bias.double()
+    return attention_weights(
+        left @ right,
+        left.abs() @ right.abs(),
+        call.allowed.expand(call.q.shape[0], -1, -1),
+        bias,
+        call.q.shape[-1],
+        stored,
+    )
+
+
+@each_dtype
+@pytest.mark.parametrize("way", PATTERNS)
+@given(about=attended)
+def test_patterns(dtype, way, about):
+    call = about.call(dtype)
+    arithmetic = Arithmetic(dtype)
+    stored = arithmetic if way.startswith("eager") else arithmetic.inside
+    soft = weights(call, stored)
+    bounded = Bounded(soft.weights, soft.error, arithmetic).rounded()
+    found = PATTERNS[way](call)
+    sound_and_sharp(bounded, found, f"pattern, {way[:5]} {dtype}", about.seed)
+
+
+@each_dtype
+@pytest.mark.parametrize("way", FUSED)
+@given(about=attended)
+def test_fused_attention(dtype, way, about):
+    call = about.call(dtype)
+    arithmetic = Arithmetic(dtype)
+    bounded = mixed(weights(call, arithmetic.inside), call.v, arithmetic)
+    found = FUSED[way](call)
+    sound_and_sharp(bounded, found, f"fused attention {dtype}", about.seed)
+
+
+# -- activations ---------------------------------------------------------------
+
+
+def _modules() -> dict[str, torch.nn.Module]:
+    return {name: ACT2FN[name] for name in sorted(ACT2FN)}
+
+
+MODULES = _modules()
+# Another way to write the same function, in operations that each store their result.
+COMPOSED = {
+    "gelu_pytorch_tanh": lambda x: (
+        0.5 * x * (1 + torch.tanh(x * (0.7978845608028654 * (1 + 0.044715 * x * x))))
+    ),
+    "gelu_new": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu": lambda x: x * (0.5 * (1 + torch.erf(x / math.sqrt(2.0)))),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+    "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(x))),
+}
+
+
+def inputs(x: Matrix, dtype: torch.dtype) -> Tensor:
+    """Random numbers, and those where some activation turns, saturates or cancels."""
+    turns = [0.0, -0.0, 1e-3, -1e-3, 3.0, -3.0, 6.0, -5.9, 8.5, -8.5, 20.2, -20.2]
+    turns += [50.0, -50.0, 88.8, -88.8, 104.0, -104.0, 300.0, -300.0]
+    row = x.tensor(1, 40, dtype)
+    return torch.cat([row, torch.tensor([turns], dtype=dtype)], 1)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", MODULES)
+@given(x=matrices(scales=(1.0, 3.0, 8.0, 1e-3)), seed=st.integers(0, 99))
+def test_activations(dtype, name, x, seed):
+    module = copy.deepcopy(MODULES[name]).to(dtype)
+    row = inputs(x, dtype)
+    bounded = activation(module, row, Arithmetic(dtype))
+    with torch.no_grad():
+        sound_and_sharp(bounded, module(row), f"{name} {dtype}", seed)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", COMPOSED)
+@given(x=matrices(scales=(1.0, 3.0, 8.0, 1e-3)), seed=st.integers(0, 99))
+def test_activations_written_otherwise(dtype, name, x, seed):
+    row = inputs(x, dtype)
+    bounded = activation(MODULES[name], row, Arithmetic(dtype))
+    # A kernel computes in the accumulator and stores once.
+    wide = row.to(Arithmetic(dtype).accumulator)
+    found = COMPOSED[name](wide).to(dtype)
+    sound_and_sharp(bounded, found, f"{name}, otherwise {dtype}", seed)
+
+
+# -- the sketch ----------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("way", ["addmm", "split in 3", "row by row", "pairwise"])
+@given(
+    x=matrices(),
+    w=matrices(),
+    b=matrices(),
+    width=st.sampled_from([7, 16, 61]),
+    out=st.sampled_from([1, 96, 130]),
+)
+def test_sketches_of_correct_products(dtype, way, x, w, b, width, out):
+    left, right = x.tensor(3, width, dtype), w.tensor(width, out, dtype)
+    bias = b.tensor(1, out, dtype)[0]
+    found = PRODUCTS[way](left, right, bias)
+    assume(bool(found.isfinite().all()))
+    op = Linear(right, bias)
+    check = Sketcher().check(op, left, found, Arithmetic(dtype), BLANK)
+    target(check.bound_ratio or 0.0, label=f"sketch {dtype}")
+    assert check.passed, f"{check}"
