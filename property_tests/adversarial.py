@@ -61,7 +61,9 @@ class Matrix:
             x = x * 10.0 ** (normal() * (1.0 if dtype == torch.float16 else 4.0))
         elif self.kind == "cancelling":
             half = width // 2
-            x[:, half : 2 * half] = -x[:, :half] * (1 + 4 * finfo.eps * normal()[:, :half])
+            x[:, half : 2 * half] = -x[:, :half] * (
+                1 + 4 * finfo.eps * normal()[:, :half]
+            )
         elif self.kind == "near constant":
             x = 1.0 + x[:, :1].abs() + 8 * finfo.eps * normal()
         elif self.kind == "constant":
@@ -74,6 +76,12 @@ class Matrix:
             x = (3 * x).round()
         elif self.kind == "zeros":
             x = x * 0.0
+        elif self.kind == "first":
+            x = torch.zeros_like(x)
+            x[0] = 1.0
+        elif self.kind == "all but first":
+            x = torch.ones_like(x)
+            x[0] = 0.0
         scale = 1.0 if self.kind == "subnormal" else self.scale
         return (x * scale).clamp(finfo.min / 4, finfo.max / 4).to(dtype)
 
@@ -117,7 +125,9 @@ def _split(parts: int) -> Product:
     def run(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         sums = sums_of(x.dtype)
         total: Tensor | None = None
-        for left, right in zip(x.chunk(parts, 1), w.chunk(parts, 0), strict=True):
+        for left, right in zip(
+            x.tensor_split(parts, 1), w.tensor_split(parts), strict=True
+        ):
             piece = left.to(sums) @ right.to(sums)
             total = piece if total is None else total + piece
         assert total is not None
@@ -339,7 +349,9 @@ def online(
     return run
 
 
-def library(backend: SDPBackend | None, by_head: bool = False) -> Callable[[Call], Tensor]:
+def library(
+    backend: SDPBackend | None, by_head: bool = False
+) -> Callable[[Call], Tensor]:
     """torch's own, as a given backend computes it."""
 
     def one(call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -365,7 +377,10 @@ def library(backend: SDPBackend | None, by_head: bool = False) -> Callable[[Call
 
 
 PATTERNS: Mapping[str, Callable[[Call], Tensor]] = {
-    **{f"eager, {s}": eager_pattern(s) for s in ("times scale", "over rounded", "twice")},
+    **{
+        f"eager, {s}": eager_pattern(s)
+        for s in ("times scale", "over rounded", "twice")
+    },
     **{f"upcast, {s}": upcast_pattern(s) for s in ("q", "k", "both", "scores")},
 }
 FUSED: Mapping[str, Callable[[Call], Tensor]] = {
@@ -381,7 +396,9 @@ FUSED: Mapping[str, Callable[[Call], Tensor]] = {
 }
 
 
-def masks(kind: str, queries: int, keys: int, dtype: torch.dtype, seed: int) -> Iterator:
+def masks(
+    kind: str, queries: int, keys: int, dtype: torch.dtype, seed: int
+) -> Iterator:
     """Yield who may attend to whom (1 T S), then the finite bias or None."""
     generator = torch.Generator().manual_seed(seed)
     allowed = torch.ones(1, queries, keys, dtype=torch.bool)
@@ -396,7 +413,9 @@ def masks(kind: str, queries: int, keys: int, dtype: torch.dtype, seed: int) -> 
         bias = 8 * torch.randn(1, queries, keys, generator=generator)
         bias = bias.to(dtype)
     if kind == "steep":
-        bias = torch.where(torch.rand(1, queries, keys, generator=generator) < 0.5, 0, -1e4)
+        bias = torch.where(
+            torch.rand(1, queries, keys, generator=generator) < 0.5, 0, -1e4
+        )
         bias = bias.to(dtype)
     # A row that may attend to nothing means nothing: it attends to the last key.
     allowed = allowed.clone()

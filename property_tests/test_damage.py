@@ -210,7 +210,7 @@ WRONG = {
     given_output=st.booleans(),
     kind=st.sampled_from(sorted(WRONG)),
 )
-# 2026-11: the ledger passed on what torch raised.
+# 2026-11: the ledger, and whoever split heads, passed on what torch raised.
 @example(Run(Recipe(SMALLEST, dtype="bfloat16"), Prompt()), "wte", True, "wrong dtype")
 def test_a_wrong_shape_or_dtype_is_told_as_such(
     run: Run, data: st.DataObject | str, given_output: bool, kind: str

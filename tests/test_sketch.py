@@ -74,9 +74,18 @@ def test_products_of_cross_attention_and_of_autocast_pass(make_model, ids):
     checks = sketched(run(model, ids, encoder_hidden_states=encoded))
     assert {"h.0.cross.q", "h.0.cross.kv", "h.0.cross.out"} <= set(checks)
     assert all(c.passed for c in checks.values())
-    with torch.autocast("cpu", torch.bfloat16):
-        trace = run(make_model(), ids)
-    assert not failing(trace)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_products_of_rounded_operands_pass(make_model, ids, dtype):
+    model, sketcher = make_model(n_embd=128, vocab_size=900), Sketcher()
+    with torch.autocast("cpu", dtype):
+        trace = run(model, ids)
+    assert trace["logits"].dtype == dtype
+    assert not failing(trace, sketcher)
+    assert not failing(run(model, ids), sketcher)
+    wrong = trace.replace("h.1.attn.out", trace["h.1.attn.out"] * 1.1)
+    assert failing(wrong, sketcher) == ["h.1.attn.out"]
 
 
 def test_kept_logits_pass(model, ids):
@@ -148,12 +157,25 @@ def test_a_missing_bias_is_caught(wide):
     assert failing(with_output(trace, place, bias=bias)) == [str(place)]
 
 
-def test_two_swapped_columns_are_caught(wide):
-    _, trace = wide
-    place = Site("mlp.pre", 1)
-    weight = trace.facts.makers[place].weight.detach().clone()
-    weight[:, [3, 70]] = weight[:, [70, 3]]
-    assert str(place) in failing(with_output(trace, place, weight=weight))
+def swapped(trace, one, other):
+    """Return the trace of a run whose c_fc has two columns in each other's place."""
+    maker = trace.facts.makers[Site("mlp.pre", 1)]
+    weight, bias = maker.weight.detach().clone(), maker.bias.detach().clone()
+    weight[:, [one, other]] = weight[:, [other, one]]
+    bias[[one, other]] = bias[[other, one]]
+    return with_output(trace, Site("mlp.pre", 1), weight=weight, bias=bias)
+
+
+def test_two_swapped_columns_of_different_blocks_are_caught(wide):
+    for seed in range(10):
+        wrong = swapped(wide[1], 3, 3 + sketching._BLOCK)
+        assert failing(wrong, Sketcher(seed)) == ["h.1.mlp.pre"]
+
+
+def test_two_swapped_columns_of_one_block_show_only_if_their_signs_differ(wide):
+    wrong = swapped(wide[1], 3, 70)
+    seen = [bool(failing(wrong, Sketcher(seed))) for seed in range(20)]
+    assert 4 <= sum(seen) <= 16
 
 
 def test_a_transposed_weight_is_caught(wide):

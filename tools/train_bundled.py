@@ -49,7 +49,7 @@ SHARED_RUN = 8  # words; a training paragraph with such a run in common is dropp
 MARGIN = 0.25  # nats per token by which the model must beat the bigram
 
 BATCH = 4
-PEAK_RATE = 1e-3
+PEAK_RATE = 2e-3
 WARM_UP = 100
 WEIGHT_DECAY = 1.0
 NOISE = 0.1  # share of input tokens replaced at random, against learning by heart
@@ -439,6 +439,8 @@ def write(
             json.dumps(record, indent=2) + "\n", encoding="utf-8"
         )
         new.chmod(0o755)
+        for path in new.iterdir():
+            path.chmod(0o644)
         replace_directory(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -473,6 +475,12 @@ def main() -> int:
         "steps": options.steps,
         "threads": options.threads,
         "best_step": step,
+        "vocabulary": VOCABULARY,
+        "batch": BATCH,
+        "peak_rate": PEAK_RATE,
+        "weight_decay": WEIGHT_DECAY,
+        "input_noise": NOISE,
+        "note": "step and settings were chosen on the held-out tokens",
         "text": "pydoc_data.topics",
         "text_sha256": text_digest(),
         "tokens": {"train": len(train), "held_out": len(held_out)},

@@ -68,14 +68,13 @@ def check(trace: Trace, identity: Identity, form: Form = "deterministic") -> Che
     try:
         inputs = [trace[place] for place in identity.inputs] + list(identity.extra)
         found = trace.captured(identity.site)
-    except CaptureError as error:
-        return replace(blank, verdict="missing", reason=str(error))
-    if reason := unknown(identity, trace.facts.environment):
-        return replace(blank, reason=reason)
-    arithmetic = of(trace.facts.environment, found.dtype, form)
-    try:
+        if reason := unknown(identity, trace.facts.environment):
+            return replace(blank, reason=reason)
+        arithmetic = of(trace.facts.environment, found.dtype, form)
         pieces = _rule(identity)(identity.op, inputs, found, arithmetic)
         return judge(pieces, found, identity, inputs, blank)
+    except CaptureError as error:
+        return replace(blank, verdict="missing", reason=str(error))
     except (RuntimeError, ValueError, IndexError) as error:
         words = str(error).splitlines()[0]
         return replace(blank, reason=f"cannot be recomputed from its inputs: {words}")

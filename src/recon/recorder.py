@@ -93,6 +93,20 @@ class _Pass:
         for calls in self.calls:
             yield from (t for call in calls for t in call if t is not None)
 
+    def stop(self, failure: str | None = None) -> None:
+        """Close the pass; what no consumer will take any more is let go."""
+        self.running, self.frame, self.failure = False, None, failure
+        if failure is not None and self.consumer is not None:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Drop all tensors, and keep count of what fired."""
+        self.carried = {}
+        self.notes.clear()
+        for which, calls in enumerate(self.calls):
+            self.fired[which] += len(calls)
+            calls.clear()
+
 
 class _Identity(threading.local):
     """A number for each thread; those of the system are given out again."""
@@ -182,8 +196,7 @@ class Recorder:
             hooks.close()
         for one in self._passes:
             if one.running:
-                one.running, one.frame = False, None
-                one.failure = kind.__name__ if kind else "interrupted"
+                one.stop(kind.__name__ if kind else "interrupted")
         self._threads = _Thread()
 
     def _begin(
@@ -214,11 +227,11 @@ class Recorder:
             return
         one = mine.stack.pop()
         mine.current = mine.stack[-1] if mine.stack else None
-        one.running, one.frame = False, None
         if output is None:
             # An always-called hook sees no output when the pass raised.
-            one.failure = _error_in_words(sys.exc_info()[1])
+            one.stop(_error_in_words(sys.exc_info()[1]))
         else:
+            one.stop()
             one.end = self._plan.end()
             depth = max(tap.completes or 0 for tap in self._taps) + 1
             self._consume(one, depth, None)
@@ -230,8 +243,7 @@ class Recorder:
         """
         mine = self._threads
         while mine.stack and not _on_call_stack(mine.stack[-1].frame):
-            one = mine.stack.pop()
-            one.running, one.frame, one.failure = False, None, "interrupted"
+            mine.stack.pop().stop("interrupted")
         mine.current = mine.stack[-1] if mine.stack else None
 
     def _next_run(self) -> int:
@@ -324,7 +336,6 @@ class Recorder:
         if one.consumer is None:
             return
         one.consumer(self._assemble(one, stage), stage)
-        one.notes.clear()
         carried: dict[Site, Tensor] = {}
         if place is not None and one.calls[place]:
             for (seen, port), tensor in zip(
@@ -332,10 +343,8 @@ class Recorder:
             ):
                 if port == "output" and tensor is not None:
                     carried[seen] = tensor
+        one.let_go()
         one.carried = carried
-        for which, calls in enumerate(one.calls):
-            one.fired[which] += len(calls)
-            calls.clear()
 
     def _keeper(self, seen: Site, port: Port) -> Callable[[_Pass, Tensor], Tensor]:
         """Return what turns a tensor of the run into the one to keep."""

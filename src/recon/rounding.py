@@ -35,6 +35,13 @@ _LOST: dict[torch.dtype, float] = {
     torch.float16: 2.0**-24,
     torch.bfloat16: 2.0**-126,
 }
+
+
+def lost(dtype: torch.dtype) -> float:
+    """Return what a result may lose near zero."""
+    return _LOST[dtype]
+
+
 # The reference is computed in float64 itself: its own error goes into every bound.
 _REFERENCE = UNIT[torch.float64]
 # exp, tanh, erf and their like: vectorised libraries promise 1 ulp, accelerators'
@@ -179,15 +186,20 @@ def product(
 ) -> Bounded:
     """Return ``x W + b`` for x (rows, in), W (in, out): any order, any split, any FMA.
 
-    gamma_{n+1} (|x||W| + |b|), accumulated, then stored once.
+    gamma_{n+1} (|x||W| + |b|), accumulated, then stored once. A kernel that flushes
+    operands (AVX512's bfloat16 products do) loses s |w| or s |x| with each term, one
+    that flushes results s with each product and each sum.
     """
     exact, into = x.double(), weight.double()
-    value, size = exact @ into, exact.abs() @ into.abs()
+    far, wide = exact.abs(), into.abs()
+    value, size = exact @ into, far @ wide
     if bias is not None:
         value, size = value + bias.double(), size + bias.double().abs()
     n = x.shape[-1] + 1
     inputs = 2 * arithmetic.inputs + arithmetic.inputs**2
-    error = (arithmetic.gamma(n) + inputs) * size + n * _LOST[arithmetic.accumulator]
+    lost = 2 * n + far.sum(-1, keepdim=True) + wide.sum(0)
+    error = (arithmetic.gamma(n) + inputs) * size
+    error = error + lost * _LOST[arithmetic.accumulator]
     return Bounded(value, error, arithmetic).rounded()
 
 
@@ -196,9 +208,10 @@ def layer_norm(
 ) -> Bounded:
     """Return the LayerNorm of rows x (rows, n), two-pass or Welford.
 
-    The variance strays by gamma (2 s r) + (gamma r)^2, with s the deviation and r the
-    root mean square: Welford's is the larger of the two (Chan, Golub & LeVeque, *The
-    American Statistician* 37, 1983, table 1).
+    The variance strays by gamma (2 s r + s^2) + (gamma r)^2, with s the deviation and r
+    the root mean square: Welford's is the larger of the two (compare Chan, Golub &
+    LeVeque, *The American Statistician* 37, 1983, table 1). Where the squares may
+    overflow, the error is infinite.
     """
     inner = arithmetic.inside
     a, n = inner.a, x.shape[-1]
@@ -208,9 +221,11 @@ def layer_norm(
     variance = centred.square().mean(-1, keepdim=True)
     size = exact.abs().mean(-1, keepdim=True)
     root = exact.square().mean(-1, keepdim=True).sqrt()
-    gamma = inner.gamma(n + 2)
+    # A running mean rounds each of its steps as well: docs/numerics.md.
+    gamma = inner.gamma(n + 6 + 3 * math.ceil(math.log(n)))
     off_mean = gamma * size
-    off_variance = 2 * gamma * variance.sqrt() * root + (gamma * root).square()
+    off_variance = gamma * (2 * variance.sqrt() * root + variance)
+    off_variance = off_variance + (gamma * root).square()
 
     def scale(v: Tensor) -> Tensor:
         return (v.clamp(min=0) + eps).rsqrt()
@@ -231,7 +246,10 @@ def layer_norm(
     error = error + 2 * a * (value.abs() + error)
     if bias is not None:
         value = value + bias.double()
-        error = error + a * (value.abs() + bias.double().abs() + error)
+        # Kernels may fold the mean into the bias: one more rounding of it.
+        error = error + a * (value.abs() + 2 * bias.double().abs() + error)
+    overflows = n * root.square() * (1 + gamma) >= torch.finfo(inner.store).max
+    error = error.masked_fill(overflows | ~value.isfinite(), math.inf)
     return Bounded(value, error, arithmetic).rounded()
 
 
@@ -267,10 +285,11 @@ def attention_weights(
     """
     inner = stored.inside
     a, u = inner.a, stored.u
-    # Kept in the accumulator, q or k may be scaled first, which rounds every product.
-    rounding = 4 * u * scores.abs() if u > a else 4 * a * size
     inputs = 2 * stored.inputs + stored.inputs**2
-    off = (inner.gamma(width) + inputs) * size + rounding
+    off = (inner.gamma(width) + inputs) * size
+    # Kept in the accumulator, q or k may be scaled first, which rounds every product.
+    wide = ((1 + u) ** 4 - 1) * (scores.abs() + off)
+    off = off + (wide if u > a else 4 * a * size)
     if bias is not None:
         scores = scores + bias
         off = off + u * (scores.abs() + off)
@@ -280,30 +299,33 @@ def attention_weights(
     near = scores.abs().nan_to_num(posinf=0.0)
     # Subtracting the maximum, and base-2 exponentials that scale by log2(e) first.
     off = off + a * (2 * shifted.abs().nan_to_num(posinf=0.0) + 2 * (near + top.abs()))
-    off = (off + ELEMENTARY * a).clamp(max=50.0).masked_fill(~allowed, 0.0)
-    raw = shifted.exp()
-    total = raw.sum(-1, keepdim=True)
-    p = (raw / total).nan_to_num(nan=0.0)
-    low = (p * (-off).exp()).sum(-1, keepdim=True)
-    high = (p * off.exp()).sum(-1, keepdim=True)
+    off = (off + ELEMENTARY * a).masked_fill(~allowed, 0.0)
+    p = shifted.softmax(-1).nan_to_num(nan=0.0)
     keys = scores.shape[-1]
-    blocks = math.ceil(keys / _BLOCK)
-    sums = inner.gamma(keys + 4 * blocks)
+    # A rescaling is an exponential and a product.
+    sums = inner.gamma(keys + 5 * math.ceil(keys / _BLOCK))
     relative = sums + (2 + ELEMENTARY) * a
-    above = p * (off.exp() / low.clamp(min=1e-300)) * (1 + relative)
-    below = p * ((-off).exp() / high.clamp(min=1e-300)) * (1 - relative)
+    # Logarithms: a score of 10^4 in bfloat16 is off by more than exp can hold.
+    low, high = shifted - off, shifted + off
+    above = (high - low.logsumexp(-1, keepdim=True)).exp() * (1 + relative)
+    below = (low - high.logsumexp(-1, keepdim=True)).exp() * (1 - relative)
+    above, below = above.nan_to_num(nan=0.0), below.nan_to_num(nan=0.0)
     error = torch.maximum(above.clamp(max=1.0 + relative) - p, p - below)
     return Softmax(p, error.clamp(min=0.0) + _LOST[inner.store], sums)
 
 
 def mixed(soft: Softmax, values: Tensor, arithmetic: Arithmetic) -> Bounded:
     """Return ``p v`` of a fused kernel: weights rounded to the dtype, then summed."""
-    exact, size = values.double(), values.double().abs()
+    exact, size, store = values.double(), values.double().abs(), arithmetic.store
     value = soft.weights @ exact
-    weight_rounding = arithmetic.u if arithmetic.u > arithmetic.inside.a else 0.0
+    half = arithmetic.u > arithmetic.inside.a
+    weight_rounding = arithmetic.u if half else 0.0
     inputs = 2 * arithmetic.inputs + arithmetic.inputs**2
     relative = soft.sums + weight_rounding + inputs
     error = soft.error @ size * (1 + relative) + relative * (soft.weights @ size)
     keys = soft.weights.shape[-1]
-    error = error + keys * _LOST[arithmetic.accumulator]
+    error = error + 2 * keys * _LOST[arithmetic.accumulator]
+    if half:
+        # A weight near zero loses up to the smallest float16, or all of itself.
+        error = error + (soft.weights + soft.error).clamp(max=_LOST[store]) @ size
     return Bounded(value, error, arithmetic).rounded()

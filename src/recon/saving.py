@@ -172,7 +172,11 @@ def _write_atomically(
 ) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        # safetensors makes files that only their owner may read; ours follow the umask.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
@@ -195,12 +199,13 @@ def read(path: str | Path) -> Saved:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _require_ours(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copied, to be aligned as the run's own were: kernels round otherwise.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UsageError(
             f"{path} is damaged or no safetensors file: {error}"
         ) from error
-    if metadata["digest"] != digest(tensors[name] for name in sorted(tensors)):
+    if metadata.get("digest") != digest(tensors[name] for name in sorted(tensors)):
         raise UsageError(f"{path} is damaged: its tensors do not match their digest")
     try:
         return _saved(json.loads(metadata["header"]), tensors)

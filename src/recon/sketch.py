@@ -25,7 +25,7 @@ from recon.compare import Check
 from recon.errors import CaptureError
 from recon.facts import Identity
 from recon.ops import Linear, Unembed, merge_heads
-from recon.rounding import Arithmetic
+from recon.rounding import Arithmetic, lost
 from recon.trace import Trace
 
 LEVEL = "sketch"
@@ -55,7 +55,7 @@ class Projected:
     norms: Tensor
     reach: Tensor
     out: int
-    key: tuple[int, ...]
+    key: tuple[object, ...]
 
 
 class Sketcher:
@@ -73,7 +73,7 @@ class Sketcher:
         self, op: Map, x: Tensor, found: Tensor, arithmetic: Arithmetic, blank: Check
     ) -> Check:
         """Compare both sides for one map: x (rows, in), found (rows, out)."""
-        made = self._projected(op)
+        made = self._projected(op, arithmetic.store)
         if x.shape[0] != found.shape[0] or found.shape[1] != made.out:
             return replace(
                 blank,
@@ -82,11 +82,11 @@ class Sketcher:
             )
         return _judged(x, found, made, arithmetic, blank)
 
-    def _projected(self, op: Map) -> Projected:
-        key = (_version(op.weight), _version(op.bias), id(op.bias))
+    def _projected(self, op: Map, dtype: torch.dtype) -> Projected:
+        key = (_version(op.weight), _version(op.bias), id(op.bias), dtype)
         made: Projected | None = self._seen.get(op.weight)
         if made is None or made.key != key:
-            made = _project(op, key, self._seed + len(self._seen))
+            made = _project(op, key, dtype, self._seed + len(self._seen))
             self._seen[op.weight] = made
         return made
 
@@ -121,7 +121,9 @@ def check(trace: Trace, identity: Identity, sketcher: Sketcher) -> Check:
     arithmetic = Arithmetic(found.dtype, inputs=environment.product_rounding)
     try:
         x = op.rows(inputs[0]) if isinstance(op, Unembed) else inputs[0]
-        return sketcher.check(op, _rows(x), _rows(found), arithmetic, blank)
+        # Under autocast both operands are first cast to the dtype of the product.
+        x = _rows(x).to(found.dtype)
+        return sketcher.check(op, x, _rows(found), arithmetic, blank)
     except (RuntimeError, ValueError, IndexError) as error:
         words = str(error).splitlines()[0]
         return replace(blank, reason=f"cannot be sketched from its inputs: {words}")
@@ -132,20 +134,24 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _project(op: Map, key: tuple[int, ...], seed: int) -> Projected:
-    """Draw the signs and multiply, in float64; kept in the dtype that sums are in."""
-    weight = op.weight.detach()
+def _project(
+    op: Map, key: tuple[object, ...], dtype: torch.dtype, seed: int
+) -> Projected:
+    """Draw the signs and multiply, in float64; kept in the dtype that sums are in.
+
+    Weights are first rounded to ``dtype``, that of the product under autocast.
+    """
+    weight = op.weight.detach().to(dtype)
     weight = weight.t() if isinstance(op, Unembed) else weight
-    out, sums = weight.shape[1], Arithmetic(weight.dtype).accumulator
+    bias = None if op.bias is None else op.bias.detach().to(dtype)
+    out, sums = weight.shape[1], Arithmetic(dtype).accumulator
     generator = torch.Generator().manual_seed(seed)
     signs, into, biases, norms = [], [], [], []
     for start in range(0, out, _CHUNK):
         some = slice(start, min(start + _CHUNK, out))
         flips = _block_signs(some.stop - start, generator).to(weight.device)
         part = weight[:, some].double()
-        offset = (
-            torch.zeros_like(part[0]) if op.bias is None else op.bias[some].double()
-        )
+        offset = torch.zeros_like(part[0]) if bias is None else bias[some].double()
         square = part.square().sum(0) + offset.square()
         into.append(part @ flips)
         biases.append(offset @ flips)
@@ -189,6 +195,8 @@ def _judged(
     if not math.isfinite(biggest):
         reason = "not finite, somewhere in the row"
         return replace(blank, verdict="diverged", index=(row,), reason=reason)
+    if not bool(bound.isfinite().all()):
+        return replace(blank, reason="too large for the norms of the sketch")
     sharp = (2 * bound / size.clamp(min=torch.finfo(sums).tiny)).amax()
     return replace(
         blank,
@@ -217,8 +225,21 @@ def _bound(
     )
     products = (root * arithmetic.a + inputs) * longer * made.norms
     projected = root * own * longer * made.reach
-    bound = (products + projected + stored).mul_(_LAMBDA)
-    return bound + torch.finfo(y.dtype).tiny, size / math.sqrt(made.out)
+    bound = (products + projected + stored + _near_zero(x, y, made, arithmetic)).mul_(
+        _LAMBDA
+    )
+    # Norms that overflow say nothing; inf * 0 above is not a number.
+    return bound.nan_to_num(nan=math.inf), size / math.sqrt(made.out)
+
+
+def _near_zero(x: Tensor, y: Tensor, made: Projected, arithmetic: Arithmetic) -> Tensor:
+    """Return what is lost near zero: stored, flushed, or squared for a norm."""
+    s = lost(arithmetic.accumulator)
+    # bfloat16 products flush operands: s |w| or s |x| is lost with each term.
+    into = math.sqrt(x.shape[1] * _BLOCK) * made.norms
+    flushed = s * (x.abs().sum(1, keepdim=True) * _BLOCK + into + 2 * x.shape[1] + 2)
+    squares = arithmetic.u * math.sqrt(made.out * s)
+    return flushed + math.sqrt(_BLOCK) * lost(arithmetic.store) + squares
 
 
 def _by_block(
