@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has it
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -102,7 +102,7 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _in_order(order: Callable[[int], list[int]], fused: bool = False) -> Product:
-    """A loop over the inner axis, the bias first; ``fused`` multiplies and adds in one."""
+    """Loop over the inner axis, the bias first; ``fused`` rounds once for each term."""
 
     def run(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         sums = sums_of(x.dtype)

@@ -102,12 +102,11 @@ def test_a_damaged_update_first_shows_in_the_state_after_it(
 ):
     assume(layer < run.recipe.depth)
     trace, _ = recorded(run)
+    # Untied, so that no LayerNorm hides a change of the last state.
+    trace = replace(trace, facts=replace(trace.facts, tied_last=False))
     place = Site(part, layer)
-    # Twice as much, so that it shows in any rounding of the sum, and after ln_f.
     damaged = trace[place] + 2 * trace[Site("resid_pre", layer)].abs().max() + 1
-    damaged[..., 0] *= 2
-    clean, broken = recon.reconstruct(trace), recon.reconstruct(trace.replace(place, damaged))
+    clean = recon.reconstruct(trace)
+    broken = recon.reconstruct(trace.replace(place, damaged))
     same = [same_bits(a, b) for a, b in zip(clean, broken, strict=True)]
-    if run.recipe.width > 1 or layer + 1 < run.recipe.depth:
-        assert same.index(False) == layer + 1
-    assert all(same[: layer + 1])
+    assert same.index(False) == layer + 1

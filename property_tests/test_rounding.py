@@ -58,7 +58,7 @@ def judged(bounded: Bounded, found: Tensor) -> Check:
 
 
 def sound_and_sharp(bounded: Bounded, found: Tensor, label: str, seed: int) -> None:
-    """The computation certifies; a fault at one element, by the stated size, does not."""
+    """It certifies; with a fault of the stated size at one element it does not."""
     if not found.isfinite().all():
         return  # what overflows is a fault of its own, not a matter of rounding
     check = judged(bounded, found)
@@ -197,9 +197,9 @@ def test_textbook_variance_where_the_mean_does_not_dominate(dtype, x, width, see
 class Attended:
     """An attention in words: shapes, the inputs' looks, the mask."""
 
-    q: Matrix = Matrix()
-    k: Matrix = Matrix("normal", 1)
-    v: Matrix = Matrix("normal", 2)
+    q: Matrix
+    k: Matrix
+    v: Matrix
     heads: int = 1
     queries: int = 1
     keys: int = 1
@@ -265,8 +265,8 @@ def test_patterns(dtype, about):
         sound_and_sharp(bounded, run(call), f"pattern {dtype}, {way}", about.seed)
 
 
-# 2026-11: in float16 a weight below 2^-14 loses up to 2^-25 on its way to v, more than u
-# p; torch's own kernel strayed 35 bounds where only such weights meet a v that is not 0.
+# 2026-11: in float16 a weight below 2^-14 loses up to 2^-25 on its way to v, which is
+# more than u p; torch's own kernel strayed 35 bounds, where v is 0 elsewhere.
 @example(
     about=Attended(
         q=Matrix("first"),

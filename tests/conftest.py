@@ -41,7 +41,6 @@ TINY = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-NARROW = {"n_layer": 12, "n_embd": 16}
 
 
 class Recorded(NamedTuple):

@@ -304,9 +304,7 @@ def test_the_planted_faults_that_bfloat16_shows_are_caught_in_it(tiny_bfloat16, 
     assert found.site == str(place)
 
 
-def test_bfloat16_cannot_tell_the_two_gelus_apart_and_float32_can(
-    tiny, tiny_bfloat16
-):
+def test_bfloat16_cannot_tell_the_two_gelus_apart_and_float32_can(tiny, tiny_bfloat16):
     erf = FAULTS[0]
     assert erf.name == "erf gelu for tanh gelu"
     (place, coarse), (_, fine) = erf.plant(tiny_bfloat16), erf.plant(tiny)

@@ -116,7 +116,14 @@ def test_an_edited_model_diverges_with_exit_code_1_at_the_edited_block(run, edit
         (["--train", "--attn", "eager", "--seed", "3"], "random ids, seed 3"),
         (["--level", "ledger"], "(ledger)"),
         (["--level", "replay"], "not rebuilt (level ledger was not asked for)"),
+        ([], "(ledger, replay)"),
+        (["--level", "sketch"], "(sketch)"),
+        (["--level", "certify"], "(certify)"),
+        (["--level", "certify", "--bound", "probabilistic"], "(certify)"),
         (["--level", "all"], "(ledger, sketch, replay, certify)"),
+        (["--level", "all", "--dtype", "bfloat16", "--attn", "eager"], "bfloat16"),
+        (["--stream"], "(ledger, replay)"),
+        (["--stream", "--level", "all", "--train"], "train mode, dropout on"),
         (["--device", "cpu"], ", cpu, "),
     ],
 )
@@ -124,6 +131,41 @@ def test_every_option_reconciles_and_is_shown(run, options, shown):
     code, out, err = run("verify", TINY, *options)
     assert (code, err) == (0, "")
     assert shown in out
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+@pytest.mark.parametrize("level", ["ledger", "sketch", "replay", "certify", "all"])
+def test_an_edited_model_diverges_at_the_levels_that_see_the_edit(
+    run, monkeypatch, level, stream
+):
+    load = models.load_model
+
+    def load_and_edit(*arguments, **options):
+        loaded = load(*arguments, **options)
+        loaded.model.transformer.h[1].mlp.c_fc.register_forward_hook(
+            lambda module, inputs, output: output * 1.01
+        )
+        return loaded
+
+    monkeypatch.setattr(models, "load_model", load_and_edit)
+    code, out, _ = run("verify", TINY, "--level", level, *stream, "--json", "-")
+    failing = {c["site"] for c in _strict(out)["checks"] if c["verdict"] == "diverged"}
+    # The sums hold whatever a sub-layer adds: that is what the other levels are for.
+    assert failing == (set() if level == "ledger" else {"h.1.mlp.pre"})
+    assert code == bool(failing)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bound", "hopeful"], "'hopeful' is not one"),
+        (["--level", "certified"], "'certified' is not one"),
+    ],
+)
+def test_an_unknown_bound_or_level_is_bad_usage(run, options, words):
+    code, out, err = run("verify", TINY, *options)
+    assert (code, out) == (2, "")
+    assert words in err
 
 
 def test_a_pattern_column_is_there_in_eager_attention_only(run):
@@ -299,7 +341,7 @@ BAD = {
     ),
     "unknown dtype": (lambda t, d: [d, "--dtype", "int8"], "'int8' is not one of"),
     "unknown attention": (lambda t, d: [d, "--attn", "flash"], "'flash' is not one of"),
-    "unknown level": (lambda t, d: [d, "--level", "certify"], "'certify' is not one"),
+    "unknown level": (lambda t, d: [d, "--level", "proof"], "'proof' is not one"),
     "unknown device": (lambda t, d: [d, "--device", "abacus"], "device 'abacus'"),
     "shapes only": (lambda t, d: [d, "--device", "meta"], "nothing to verify"),
     "negative seed": (lambda t, d: [d, "--seed", "-1"], "--seed"),
@@ -405,6 +447,30 @@ def test_json_to_stdout_is_all_there_is_and_follows_the_schema(run):
     assert {c["verdict"] for c in document["checks"]} == {"exact"}
 
 
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_json_tells_of_each_bounded_check_how_near_and_how_sharp(run, stream):
+    code, out, _ = run("verify", TINY, "--level", "all", *stream, "--json", "-")
+    assert code == 0
+    document = _strict(out)
+    jsonschema.validate(document, _schema("verify"))
+    assert document["levels"] == ["ledger", "sketch", "replay", "certify"]
+    bounded = [c for c in document["checks"] if c["level"] in ("sketch", "certify")]
+    strict = [c for c in document["checks"] if c["level"] in ("ledger", "replay")]
+    assert all(0 <= c["bound_ratio"] <= 1 for c in bounded)
+    assert all(c["sharpness"] >= 0 for c in bounded)
+    assert any(c["sharpness"] > 0 for c in bounded)
+    assert all(c["bound_ratio"] is c["sharpness"] is None for c in strict)
+
+
+def test_the_probabilistic_bound_of_a_wide_product_is_the_sharper_one(run):
+    def sharpness(form):
+        arguments = ["verify", TINY, "--level", "certify", "--bound", form]
+        checks = _strict(run(*arguments, "--json", "-")[1])["checks"]
+        return {c["site"]: c["sharpness"] for c in checks}["h.1.mlp.out"]
+
+    assert 0 < sharpness("probabilistic") < sharpness("deterministic")
+
+
 def test_json_of_a_diverged_run_says_where(run, edited):
     code, out, _ = run("verify", TINY, "--json", "-")
     assert code == 1
@@ -484,7 +550,7 @@ def test_python_m_recon_is_the_command(run):
     assert done.stdout.decode() == run("--version")[1] == f"recon {recon.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["", "verify", "sites"])
+@pytest.mark.parametrize("command", ["", "verify", "sites", "diff"])
 def test_every_help_shows_an_example_within_80_columns(run, command):
     code, out, _ = run(*filter(None, [command]), "--help")
     assert code == 0

@@ -271,7 +271,7 @@ def norm_of(x, arithmetic=FLOAT32, eps=1e-5, gain=1.0, offset=0.0):
 def test_the_layer_norm_of_a_hand_case():
     made = norm_of(torch.tensor([[1.0, 3.0]]), eps=0.0, gain=2.0, offset=0.5)
     assert made.value.tolist() == [[-1.5, 2.5]]
-    assert 0 < float(made.error.max()) < 100 * FLOAT32.u
+    assert 0 < float(made.error.max()) < 200 * FLOAT32.u
 
 
 def test_a_constant_row_normalises_to_its_offset_within_the_error_of_its_mean():

@@ -181,9 +181,7 @@ def test_an_unfinished_run_comes_back_unfinished(model, ids, path):
 # -- with and without the model ------------------------------------------------
 
 
-def test_without_its_model_a_run_is_seen_and_compared_but_not_verified(
-    recorded, saved
-):
+def test_without_its_model_a_run_is_seen_and_compared_but_not_verified(recorded, saved):
     loaded = recon.load_trace(saved)
     assert torch.equal(loaded["h.1.attn.z"], recorded.trace["h.1.attn.z"])
     assert recon.diff(loaded, recorded.trace).verdict == "equal"
@@ -311,9 +309,7 @@ def test_weights_in_safetensors_are_no_trace(model, path):
 # -- writing -------------------------------------------------------------------
 
 
-def test_a_directory_that_is_not_there_is_said_and_nothing_is_left(
-    recorded, tmp_path
-):
+def test_a_directory_that_is_not_there_is_said_and_nothing_is_left(recorded, tmp_path):
     with pytest.raises(recon.UsageError, match="cannot be written") as error:
         recorded.trace.save(tmp_path / "nowhere" / "run.safetensors")
     one_line(error)
@@ -337,9 +333,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_no_part(
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_a_directory_in_the_files_place_is_said_and_no_part_is_left(
-    recorded, tmp_path
-):
+def test_a_directory_in_the_files_place_is_said_and_no_part_is_left(recorded, tmp_path):
     place = tmp_path / "taken"
     place.mkdir()
     with pytest.raises(recon.UsageError, match="cannot be written"):

@@ -259,19 +259,22 @@ def returned_checks(trace: Trace, returned: Reference) -> Iterator[Placed]:
 
 
 def undisturbed(bare: Reference, captured: Reference) -> Iterator[Check]:
-    """Check that capture changed no bit of what the model returns."""
+    """Check that capture changed no bit of what the model returns.
+
+    One check stands for all: the shallowest that fails, if any does.
+    """
     name = "logits" if bare.logits is not None else "last_hidden_state"
-    pairs = [(name, getattr(bare, name), getattr(captured, name))]
     states = zip(bare.hidden_states or (), captured.hidden_states or (), strict=False)
-    pairs += [(f"hidden_states.{i}", a, b) for i, (a, b) in enumerate(states)]
-    worst: Check | None = None
+    pairs = [(f"hidden_states.{i}", a, b) for i, (a, b) in enumerate(states)]
+    pairs += [(name, getattr(bare, name), getattr(captured, name))]
+    shown: Check | None = None
     for site, without, with_capture in pairs:
         if without is None or with_capture is None:
             continue
         check = compare(
             without, with_capture, site=site, identity="undisturbed", level="capture"
         )
-        if worst is None or not check.passed:
-            worst = check
-    if worst is not None:
-        yield worst
+        if shown is None or shown.passed:
+            shown = check
+    if shown is not None:
+        yield shown

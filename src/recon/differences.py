@@ -48,6 +48,7 @@ class Difference:
     first_report: Report | None
     second_report: Report | None
     other_weights: str = ""
+    dropout: str = ""
 
     @property
     def first(self) -> Apart | None:
@@ -76,7 +77,7 @@ class Difference:
             return "unverified"
         if self.first is None:
             return "equal"
-        if any(report is None or report.failures for report in reports):
+        if self.dropout or any(r is None or r.failures for r in reports):
             return "unverified"
         return "rounding"
 
@@ -105,6 +106,8 @@ class Difference:
         return f"both are right, they differ by rounding that grew from {where}"
 
     def _unproven(self) -> str:
+        if self.dropout:
+            return f"dropout was on in {self.dropout}"
         for name, report in zip(
             self.names, (self.first_report, self.second_report), strict=True
         ):
@@ -149,6 +152,7 @@ def diff(
         first_report=_certified(first, bound),
         second_report=_certified(second, bound),
         other_weights=_other_weights(first, second),
+        dropout=names[0] if _drops(first) else names[1] if _drops(second) else "",
     )
 
 
@@ -164,6 +168,11 @@ def _require_same_inputs(first: Trace, second: Trace) -> None:
 
 def _ids(trace: Trace) -> Tensor | None:
     return getattr(trace.facts.makers.get(Site("wte")), "ids", None)
+
+
+def _drops(trace: Trace) -> bool:
+    calls = trace.facts.attention.values()
+    return any(trace.facts.dropout.values()) or any(call.dropout for call in calls)
 
 
 def _only(

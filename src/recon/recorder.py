@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -70,13 +71,17 @@ class Options:
 
 @dataclass(eq=False)
 class _Pass:
-    """One forward pass while it is being recorded."""
+    """One forward pass while it is being recorded.
+
+    ``calls`` is one list for all taps, (number of the tap, what it saw): a hook touches
+    as little as it can. ``fired`` counts the calls that were let go already.
+    """
 
     run: int
     thread: int
     start: Any
-    calls: list[list[tuple[Tensor | None, ...]]]
-    fired: list[int]
+    calls: list[tuple[int, tuple[Tensor | None, ...]]] = field(default_factory=list)
+    fired: Counter[int] = field(default_factory=Counter)
     consumer: Consumer | None = None
     carried: dict[Site, Tensor] = field(default_factory=dict)
     notes: dict[str, list[Any]] = field(default_factory=dict)
@@ -90,8 +95,19 @@ class _Pass:
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.carried.values()
-        for calls in self.calls:
-            yield from (t for call in calls for t in call if t is not None)
+        for _, call in self.calls:
+            yield from (t for t in call if t is not None)
+
+    def by_tap(self, taps: int) -> list[list[tuple[Tensor | None, ...]]]:
+        """Sort the calls by tap, each in the order in which they came."""
+        sorted_calls: list[list[tuple[Tensor | None, ...]]] = [[] for _ in range(taps)]
+        for place, call in self.calls:
+            sorted_calls[place].append(call)
+        return sorted_calls
+
+    def has_called(self, place: int) -> bool:
+        """Whether a tap fired before in this pass."""
+        return place in self.fired or any(place == other for other, _ in self.calls)
 
     def stop(self, failure: str | None = None) -> None:
         """Close the pass; what no consumer will take any more is let go."""
@@ -103,9 +119,8 @@ class _Pass:
         """Drop all tensors, and keep count of what fired."""
         self.carried = {}
         self.notes.clear()
-        for which, calls in enumerate(self.calls):
-            self.fired[which] += len(calls)
-            calls.clear()
+        self.fired.update(place for place, _ in self.calls)
+        self.calls.clear()
 
 
 class _Identity(threading.local):
@@ -208,8 +223,6 @@ class Recorder:
             run=self._next_run(),
             thread=_IDENTITY.number,
             start=self._plan.begin(args, kwargs),
-            calls=[[] for _ in self._taps],
-            fired=[0] * len(self._taps),
             frame=sys._getframe(1),
             detach=torch.is_grad_enabled() and not self._options.grad,
         )
@@ -277,14 +290,14 @@ class Recorder:
             one = threads.current
             if one is None:
                 return
-            calls = one.calls[place]
-            spared = bool(tap.again) and tap.spared(one.start)
-            reads = tap.again if calls or spared else tap.reads
+            reads = tap.reads
+            if tap.again and (tap.spared(one.start) or one.has_called(place)):
+                reads = tap.again
             kept = []
             for seen, port in reads:
                 tensor = _look(port, args, kwargs, output)
                 kept.append(None if tensor is None else keepers[seen](one, tensor))
-            calls.append(tuple(kept))
+            one.calls.append((place, tuple(kept)))
             if note is not None:
                 one.notes.setdefault(path, []).append(
                     note(module, args, kwargs, output)
@@ -324,7 +337,7 @@ class Recorder:
             after: Any = output[0] if isinstance(output, tuple) else output
             if one.detach:
                 before, after = _detached(one, before), _detached(one, after)
-            one.calls[place].append((before, after))
+            one.calls.append((place, (before, after)))
             if note is not None:
                 said = note(module, args, kwargs, output)
                 one.notes.setdefault(path, []).append(said)
@@ -337,9 +350,11 @@ class Recorder:
             return
         one.consumer(self._assemble(one, stage), stage)
         carried: dict[Site, Tensor] = {}
-        if place is not None and one.calls[place]:
+        if place is not None and one.calls:
+            # The tap that completes a stage is the last one that fired.
+            _, call = one.calls[-1]
             for (seen, port), tensor in zip(
-                self._taps[place].reads, one.calls[place][0], strict=False
+                self._taps[place].reads, call, strict=False
             ):
                 if port == "output" and tensor is not None:
                     carried[seen] = tensor
@@ -442,8 +457,11 @@ class Recorder:
     def _assemble(self, one: _Pass, stage: int | None = None) -> Trace:
         tensors: dict[Site, Tensor] = dict(one.carried)
         never, repeated = [], []
-        for tap, calls, before in zip(self._taps, one.calls, one.fired, strict=True):
-            fired = before + len(calls)
+        sorted_calls = one.by_tap(len(self._taps))
+        for place, (tap, calls) in enumerate(
+            zip(self._taps, sorted_calls, strict=True)
+        ):
+            fired = one.fired[place] + len(calls)
             if not fired and tap.required:
                 never.append(tap.path)
             meanings = (tap.reads, tap.again)[tap.spared(one.start) :]
@@ -453,7 +471,7 @@ class Recorder:
                 tensors |= {
                     s: self._plan.present(s, t)
                     for (s, _), t in zip(reads, call, strict=False)
-                    if t is not None
+                    if isinstance(t, Tensor)
                 }
         return Trace(
             run=one.run,
@@ -537,8 +555,8 @@ def _as_is(one: _Pass, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _detached(one: _Pass, tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
+def _detached(one: _Pass, tensor: Any) -> Any:
+    return tensor.detach() if getattr(tensor, "requires_grad", False) else tensor
 
 
 def _as_positions(asked: Positions | None) -> tuple[int, ...] | slice | None:

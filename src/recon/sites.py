@@ -219,7 +219,7 @@ def _aliases() -> dict[str, str]:
 
 
 _ALIASES = _aliases()
-_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.|$)")
+_NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]*)(?=\.|$)")
 
 
 @lru_cache(maxsize=16384)

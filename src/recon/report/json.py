@@ -70,7 +70,7 @@ class CheckFields(_Strict):
 
     site: str = Field(description="The site, or the returned tensor, that was checked.")
     identity: str = Field(description="The law that was checked: qkv, chain and so on.")
-    level: str = Field(description="ledger, replay or capture.")
+    level: str = Field(description="ledger, sketch, replay, certify or capture.")
     verdict: Literal["exact", "rounding", "diverged", "missing", "unverified"] = Field(
         description="Only exact and rounding pass."
     )
@@ -108,7 +108,7 @@ class Verification(_Strict):
     model: str = Field(description="The model as it was asked for.")
     inputs: Inputs
     environment: EnvironmentFields
-    levels: list[str] = Field(description="Levels of proof: ledger, replay.")
+    levels: list[str] = Field(description="Levels of proof that were asked for.")
     hidden_states: HiddenStates
     notes: list[str] = Field(description="What to know about the model or the run.")
     timing: Timing
