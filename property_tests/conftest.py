@@ -32,10 +32,12 @@ install_import_hook(_modules_with_shapes(), "beartype.beartype")
 
 # Ours have names of their own: where CI is set, Hypothesis loads a profile "ci" that
 # it brings along. Models are built while drawing, which is slow and meant to be.
-for _name, _examples in {"quick": 8, "ci": 50, "deep": 1500}.items():
+_PROFILES = {"quick": (8, 15), "ci": (50, 30), "deep": (1000, 50)}
+for _name, (_examples, _steps) in _PROFILES.items():
     settings.register_profile(
         f"recon-{_name}",
         max_examples=_examples,
+        stateful_step_count=_steps,
         deadline=None,
         derandomize=_name == "ci",
         print_blob=True,

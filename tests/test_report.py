@@ -311,6 +311,8 @@ def test_json_has_every_fact_of_a_check(made_up):
         "reason": "",
         "excluded": 2,
         "allowed": None,
+        "bound_ratio": None,
+        "sharpness": None,
     }
 
 

@@ -96,7 +96,10 @@ class _Pass:
     def tensors(self) -> Iterator[Tensor]:
         yield from self.carried.values()
         for _, call in self.calls:
-            yield from (t for t in call if t is not None)
+            yield from _tensors_in(call)
+        # Masks and the contents of caches are kept alive, too.
+        for said in self.notes.values():
+            yield from _tensors_in(said)
 
     def by_tap(self, taps: int) -> list[list[tuple[Tensor | None, ...]]]:
         """Sort the calls by tap, each in the order in which they came."""
@@ -277,6 +280,7 @@ class Recorder:
         keepers = {s: self._keeper(s, port) for s, port in (*tap.reads, *tap.again)}
         threads, note, path = self._threads, tap.note, tap.path
         ports = tuple(port for _, port in tap.reads)
+        charged = self._options.budget is not None
         simple = ports == ("input", "output") and not tap.again
         if simple and self._consumer is None and self._options.by_reference:
             return self._quick_listener(place, note, path)
@@ -299,9 +303,10 @@ class Recorder:
                 kept.append(None if tensor is None else keepers[seen](one, tensor))
             one.calls.append((place, tuple(kept)))
             if note is not None:
-                one.notes.setdefault(path, []).append(
-                    note(module, args, kwargs, output)
-                )
+                said = note(module, args, kwargs, output)
+                for tensor in _tensors_in(said) if charged else ():
+                    self._charge(path, one, tensor)
+                one.notes.setdefault(path, []).append(said)
 
         if tap.completes is None or self._consumer is None:
             return listen
@@ -385,7 +390,7 @@ class Recorder:
 
         return keep
 
-    def _charge(self, seen: Site, one: _Pass, tensor: Tensor) -> None:
+    def _charge(self, seen: Site | str, one: _Pass, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() in one.charged:
             return
@@ -525,6 +530,15 @@ def _narrow(
 
 def _only(reads: tuple[Read, ...], needed: frozenset[Site]) -> tuple[Read, ...]:
     return tuple(read for read in reads if read[0] in needed)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _tensors_in(one)
 
 
 def _add(hooks: ExitStack, handle: RemovableHandle) -> None:
