@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import recon
 import torch
-from recon import Trace
 from torch import Tensor, nn
+
+import recon
+from recon import Trace
 
 
 def bits(tensor: Tensor) -> bytes:

@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 
 import torch
 from hypothesis import strategies as st
-from recon.models import DTYPES, perturb
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.activations import ACT2FN
+
+from recon.models import DTYPES, perturb
 
 Rows: TypeAlias = tuple[str, ...]
 Options: TypeAlias = Mapping[str, Any]
@@ -51,7 +52,7 @@ class Recipe:
         return bool(self.options.get("add_cross_attention", False))
 
     def build(self) -> PreTrainedModel:
-        """Build it, with the weights of its seed; global random state stays as it is."""
+        """Build it with the weights of its seed; draw from no global generator."""
         config = GPT2Config(
             vocab_size=VOCABULARY,
             n_positions=CONTEXT,

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import jaxtyping
 import pytest
-import recon
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from recon import Site, Trace
-from recon.checks import LEVELS
 from torch import Tensor
 
+import recon
 from property_tests.observing import record
 from property_tests.strategies import SMALLEST, Prompt, Recipe, Run, runs
+from recon import Site, Trace
+from recon.checks import LEVELS
 
 Index = tuple[int, ...]
 _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -70,7 +70,7 @@ DAMAGES = [
 
 
 def checkable(run: Run, place: Site, tensor: Tensor) -> Tensor:
-    """Blank the rows of an attention that attends to nothing: no check can judge them."""
+    """Blank the rows that attend to nothing: no check of attention judges them."""
     if not place.part.endswith((".pattern", ".z")):
         return tensor
     awake = run.prompt.awake
@@ -197,7 +197,9 @@ def any_site(data: st.DataObject | str, trace: Trace) -> Site:
 
 
 WRONG = {
-    "wrong dtype": lambda t: t.to(torch.float64 if t.element_size() < 8 else torch.half),
+    "wrong dtype": lambda t: t.to(
+        torch.float64 if t.element_size() < 8 else torch.half
+    ),
     # One row of the batch, as block_output[0] takes it (A1 in the fault catalogue).
     "wrong shape": lambda t: t[0],
     "wrong shape, too long": lambda t: torch.cat([t, t], -2),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import reduce
 
-import recon
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from recon import Site, Trace
 from torch import Tensor
 
+import recon
 from property_tests.observing import record, same_bits
 from property_tests.strategies import Run, runs
+from recon import Site, Trace
 
 GRANULARITIES = ["update", "head", "neuron"]
 OF_THE_STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -62,7 +62,9 @@ def test_finer_pieces_rebuild_the_stream_up_to_rounding(run: Run, granularity: s
     assert len(rebuilt) == len(states)
     # The last went through a LayerNorm, which magnifies without limit.
     last = len(states) - trace.facts.tied_last
-    for index, (found, state) in enumerate(zip(rebuilt[:last], states[:last], strict=True)):
+    for index, (found, state) in enumerate(
+        zip(rebuilt[:last], states[:last], strict=True)
+    ):
         terms = recon.decompose(trace, index, granularity=granularity)
         gap = (found.double() - state.double()).abs()
         assert bool((gap <= allowed(trace, terms)).all()), index
@@ -96,7 +98,9 @@ def test_updates_added_in_order_are_the_state_bit_for_bit(
     assert same_bits(reduce(torch.add, terms), trace[place])
 
 
-@given(run=runs(), layer=st.integers(0, 3), part=st.sampled_from(["attn_out", "mlp_out"]))
+@given(
+    run=runs(), layer=st.integers(0, 3), part=st.sampled_from(["attn_out", "mlp_out"])
+)
 def test_a_damaged_update_first_shows_in_the_state_after_it(
     run: Run, layer: int, part: str
 ):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-import recon
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import recon
 from property_tests.observing import record, same_bits, state_of, tensors_of
 from property_tests.strategies import SMALLEST, Prompt, Recipe, Run, runs
 

@@ -203,6 +203,33 @@ def test_where_the_first_run_is_zero_the_difference_is_infinite(eager):
     assert apart.relative == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"position_ids": torch.arange(7).flip(0)[None]}, "wpe looked up other ids"),
+        (
+            {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]] * 3)},
+            "h.0.attn_out: the attention masks differ",
+        ),
+    ],
+)
+def test_runs_that_were_asked_for_different_things_differ_by_no_rounding(
+    eager, make_model, ids, inputs, words
+):
+    found = recon.diff(eager, run(make_model(), ids, **inputs))
+    assert found.verdict == "diverged"
+    assert found.conclusion() == f"the runs computed different things: {words}"
+
+
+def test_another_eps_or_activation_is_no_rounding(eager, make_model, ids):
+    model = make_model()
+    model.transformer.h[1].ln_2.eps = 1e-2
+    words = recon.diff(eager, run(model, ids)).conclusion()
+    assert words.endswith("h.1.ln_2 has eps 1e-05 and 0.01")
+    words = recon.diff(eager, run(make_model(activation_function="gelu"), ids))
+    assert "NewGELUActivation and GELUActivation" in words.conclusion()
+
+
 # -- what cannot be compared ---------------------------------------------------
 
 

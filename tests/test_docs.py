@@ -53,3 +53,20 @@ def test_output_of_another_model_would_not_be_taken_for_that_in_the_readme():
     shown = blocks("console")[0]
     assert steady(shown) != steady(shown.replace(" blocks)", " bricks)"))
     assert steady("time  1 s\nenvironment  x\na  ") == ["a"]
+
+
+def paths_named_in(page):
+    """Return the files and folders that a page's tables name in backticks."""
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    return re.findall(r"`((?:src|tests|property_tests|docs)/[\w./]*)`", "\n".join(rows))
+
+
+def test_every_place_that_contributing_sends_to_exists():
+    root = Path(__file__).parents[1]
+    named = paths_named_in((root / "CONTRIBUTING.md").read_text("utf-8"))
+    assert len(named) > 20
+    assert [path for path in named if not (root / path).exists()] == []
+
+
+def test_a_place_that_does_not_exist_would_be_found():
+    assert paths_named_in("| a | `src/nowhere.py` |") == ["src/nowhere.py"]

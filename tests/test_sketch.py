@@ -172,10 +172,10 @@ def test_two_swapped_columns_of_different_blocks_are_caught(wide):
         assert failing(wrong, Sketcher(seed)) == ["h.1.mlp.pre"]
 
 
-def test_two_swapped_columns_of_one_block_show_only_if_their_signs_differ(wide):
+def test_two_swapped_columns_of_one_block_are_caught_by_any_draw(wide):
     wrong = swapped(wide[1], 3, 70)
-    seen = [bool(failing(wrong, Sketcher(seed))) for seed in range(20)]
-    assert 4 <= sum(seen) <= 16
+    for seed in range(20):
+        assert failing(wrong, Sketcher(seed)) == ["h.1.mlp.pre"]
 
 
 def test_a_transposed_weight_is_caught(wide):

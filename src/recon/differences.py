@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NoReturn, TypeAlias
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from recon.checks import Level
 from recon.errors import UsageError
+from recon.facts import Facts
+from recon.ops import Activation, Attention, LayerNorm
 from recon.results import Report
 from recon.rounding import UNIT, Form
 from recon.sites import Site
@@ -38,6 +41,7 @@ class Apart:
 class Difference:
     """What two runs differ in, site by site in order of computation.
 
+    ``other_computation`` says what the runs were asked for that is not the same, and
     ``other_weights`` names the first weight in which the models themselves differ, more
     than by a cast; then nothing about the runs can be laid to rounding.
     """
@@ -48,6 +52,7 @@ class Difference:
     first_report: Report | None
     second_report: Report | None
     other_weights: str = ""
+    other_computation: str = ""
     dropout: str = ""
 
     @property
@@ -71,7 +76,7 @@ class Difference:
         """``rounding`` if both runs certify; ``unverified`` if that cannot be said."""
         reports = (self.first_report, self.second_report)
         broken = any(r is not None and _broken(r) for r in reports)
-        if broken or self.other_weights or self.only:
+        if broken or self.other_weights or self.other_computation or self.only:
             return "diverged"
         if not self.sites:
             return "unverified"
@@ -93,6 +98,8 @@ class Difference:
         if self.only:
             name, place = self.only[0]
             return f"only {name} has {place}: the runs computed different things"
+        if self.other_computation:
+            return f"the runs computed different things: {self.other_computation}"
         if not self.sites:
             return "nothing was compared"
         if self.first is None:
@@ -142,7 +149,9 @@ def diff(
             f"the runs have different inputs: {_shape(first)} and {_shape(second)} "
             "(batch, tokens)"
         )
-    _require_same_inputs(first, second)
+    ids, also_ids = (t.facts.ids.get(Site("wte")) for t in (first, second))
+    if ids is not None and also_ids is not None and not _alike(ids, also_ids):
+        raise UsageError("the runs have different token ids: nothing to compare")
     held = set(first.tensors) | set(second.tensors)
     shared = sorted(s for s in held if s in first.tensors and s in second.tensors)
     return Difference(
@@ -152,6 +161,7 @@ def diff(
         first_report=_certified(first, bound),
         second_report=_certified(second, bound),
         other_weights=_other_weights(first, second),
+        other_computation=next(_other_computation(first.facts, second.facts), ""),
         dropout=names[0] if _drops(first) else names[1] if _drops(second) else "",
     )
 
@@ -160,14 +170,75 @@ def _shape(trace: Trace) -> str:
     return "x".join(map(str, trace.facts.shape))
 
 
-def _require_same_inputs(first: Trace, second: Trace) -> None:
-    a, b = (_ids(trace) for trace in (first, second))
-    if a is not None and b is not None and not torch.equal(a.cpu(), b.cpu()):
-        raise UsageError("the runs have different token ids: nothing to compare")
+# -- did both runs compute the same function? ----------------------------------
 
 
-def _ids(trace: Trace) -> Tensor | None:
-    return getattr(trace.facts.makers.get(Site("wte")), "ids", None)
+def _other_computation(a: Facts, b: Facts) -> Iterator[str]:
+    """Say what the runs were asked for, or are made of, that is not the same."""
+    for place in sorted({*a.ids, *b.ids}):
+        if not _alike(a.ids.get(place), b.ids.get(place)):
+            yield f"{place} looked up other ids"
+    for kind in ("given", "encoder"):
+        mine, theirs = getattr(a, kind), getattr(b, kind)
+        for place in sorted({*mine, *theirs}):
+            if not _alike(mine.get(place), theirs.get(place)):
+                yield f"{place} was made from another tensor that the caller gave"
+    if a.makers and b.makers:
+        yield from _other_constants(a, b)
+    for place in sorted({*a.attention, *b.attention}):
+        call, other = a.attention.get(place), b.attention.get(place)
+        if call is not None and other is not None:
+            yield from (f"{place}: {words}" for words in _other_call(a, call, other))
+
+
+def _other_constants(a: Facts, b: Facts) -> Iterator[str]:
+    for place, maker in a.makers.items():
+        other = b.makers.get(place)
+        if isinstance(maker, LayerNorm) and isinstance(other, LayerNorm):
+            same = maker.eps == other.eps
+            words = f"{place} has eps {maker.eps} and {other.eps}"
+        elif isinstance(maker, Activation) and isinstance(other, Activation):
+            same = maker.name == other.name
+            words = f"{place} is {maker.name} and {other.name}"
+        else:
+            continue
+        if not same:
+            yield words
+
+
+def _other_call(facts: Facts, call: Attention, other: Attention) -> Iterator[str]:
+    width = facts.width // facts.heads
+    scale, also_scale = call.scale(width), other.scale(width)
+    if not math.isclose(scale, also_scale, rel_tol=1e-9):
+        yield f"scores are scaled by {scale:.3g} and {also_scale:.3g}"
+    if (call.past, call.heads) != (other.past, other.heads):
+        yield f"{call.past} and {other.past} tokens lay in the cache"
+    (seen, bias), (also_seen, also_bias) = (_mask(facts, c) for c in (call, other))
+    if not _alike(seen, also_seen) or not _alike(bias, also_bias):
+        yield "the attention masks differ"
+
+
+def _mask(facts: Facts, call: Attention) -> tuple[Tensor, Tensor | None]:
+    batch, queries = facts.shape
+    if call.keys is not None:
+        keys, device = call.keys.shape[2], call.keys.device
+    else:
+        keys = queries if call.mask is None else call.mask.shape[-1]
+        device = torch.device("cpu") if call.mask is None else call.mask.device
+    return call.mask_parts(batch, queries, keys, device)
+
+
+def _alike(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are the same up to a cast and repeated rows."""
+    if a is None or b is None:
+        return a is b
+    try:
+        left, right = torch.broadcast_tensors(a, b.to(a.device))
+    except RuntimeError:
+        return False
+    if left.is_floating_point() and right.is_floating_point():
+        return _same_up_to_a_cast(left, right)
+    return torch.equal(left, right)
 
 
 def _drops(trace: Trace) -> bool:

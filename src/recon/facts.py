@@ -44,7 +44,8 @@ class Facts:
     a dropout; ``tied_last``
     whether the last hidden state is the output of the final LayerNorm; ``given`` the
     tensors that the caller handed in instead of a site, ``encoder`` the encoder states
-    that each cross-attention made its keys and values from.
+    that each cross-attention made its keys and values from, ``ids`` what each embedding
+    looked up.
     """
 
     environment: Environment
@@ -58,6 +59,7 @@ class Facts:
     dropout: Mapping[Site, float]
     given: Mapping[Site, Tensor] = field(default_factory=dict)
     encoder: Mapping[Site, Tensor] = field(default_factory=dict)
+    ids: Mapping[Site, Tensor] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
     weights_at_run: tuple[tuple[str, Tensor, int], ...] = ()
     notes: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ _WITHOUT = "a saved trace without its model (load it with model=)"
 
 
 def _with_weights(saved: saving.Saved, model: nn.Module, path: str) -> Facts:
-    facts = gpt2.with_weights(model, saved.facts, saved.lookups, saved.keep)
+    facts = gpt2.with_weights(model, saved.facts, saved.keep)
     for name, weight, _ in facts.weights_at_run:
         if saved.weights.get(name) != saving.digest([weight]):
             raise UsageError(

@@ -69,7 +69,7 @@ class Options:
         return ", ".join(change for change in changes if change)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Pass:
     """One forward pass while it is being recorded.
 
@@ -80,7 +80,7 @@ class _Pass:
     run: int
     thread: int
     start: Any
-    calls: list[tuple[int, tuple[Tensor | None, ...]]] = field(default_factory=list)
+    calls: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
     fired: Counter[int] = field(default_factory=Counter)
     consumer: Consumer | None = None
     carried: dict[Site, Tensor] = field(default_factory=dict)
@@ -338,14 +338,16 @@ class Recorder:
             one = threads.current
             if one is None:
                 return
-            before: Any = args[0] if args else next(iter(kwargs.values()), None)
-            after: Any = output[0] if isinstance(output, tuple) else output
+            before = args[0] if args else next(iter(kwargs.values()), None)
+            if type(output) is tuple:
+                output = output[0]
             if one.detach:
-                before, after = _detached(one, before), _detached(one, after)
-            one.calls.append((place, (before, after)))
+                before, output = _detached(one, before), _detached(one, output)
+            one.calls.append((place, (before, output)))
             if note is not None:
                 said = note(module, args, kwargs, output)
-                one.notes.setdefault(path, []).append(said)
+                if said is not None:
+                    one.notes.setdefault(path, []).append(said)
 
         return listen
 

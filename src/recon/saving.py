@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recon.errors import UsageError
 from recon.facts import Environment, Facts
-from recon.ops import Attention, Lookup, Unembed
+from recon.ops import Attention, Unembed
 from recon.sites import Site, site
 
 FORMAT = "recon-trace"
@@ -45,15 +45,14 @@ _PLAIN_OF_A_CALL = (
 class Saved:
     """What a file holds: captured tensors, facts, and what a trace says of itself.
 
-    ``lookups`` are the ids that the embeddings received and ``keep`` the rows that got
-    logits: with the weights of a model they make its ops again. ``weights`` is the
+    ``keep`` are the rows that got logits: with the weights of a model and the ids among
+    the facts it makes the ops again. ``weights`` is the
     digest of each weight.
     """
 
     tensors: Mapping[Site, Tensor]
     facts: Facts
     about: Mapping[str, Any]
-    lookups: Mapping[Site, Tensor]
     keep: int | Tensor
     weights: Mapping[str, str]
 
@@ -79,9 +78,7 @@ def write(
             str(s): pool.add(f"encoder/{s}", t) for s, t in facts.encoder.items()
         },
         "calls": {str(s): _call(pool, s, call) for s, call in facts.attention.items()},
-        "lookups": pool.add_all(
-            "ids", {s: m.ids for s, m in facts.makers.items() if isinstance(m, Lookup)}
-        ),
+        "lookups": pool.add_all("ids", facts.ids),
         "keep": _keep(pool, facts),
         "facts": _plain_facts(facts),
         "about": dict(about),
@@ -230,9 +227,8 @@ def _saved(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Saved:
     keep = header["keep"]
     return Saved(
         tensors=named("sites"),
-        facts=_facts(header, tensors, named("given"), named("encoder")),
+        facts=_facts(header, tensors, named),
         about=header["about"],
-        lookups=named("lookups"),
         keep=tensors[keep["tensor"]] if "tensor" in keep else int(keep["rows"]),
         weights=header["weights"],
     )
@@ -241,8 +237,7 @@ def _saved(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Saved:
 def _facts(
     header: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    given: Mapping[Site, Tensor],
-    encoder: Mapping[Site, Tensor],
+    named: Callable[[str], dict[Site, Tensor]],
 ) -> Facts:
     plain = header["facts"]
     environment = dict(plain["environment"])
@@ -258,8 +253,9 @@ def _facts(
             for place, call in header["calls"].items()
         },
         dropout={site(place): p for place, p in plain["dropout"].items()},
-        given=given,
-        encoder=encoder,
+        given=named("given"),
+        encoder=named("encoder"),
+        ids=named("lookups"),
         depth=plain["depth"],
         heads=plain["heads"],
         width=plain["width"],

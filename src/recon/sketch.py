@@ -1,8 +1,8 @@
 """Level ``sketch``: Freivalds' check of every linear map, cheap enough to leave on.
 
 To check X W + b = Y it compares X (W R) + b R with Y R, where each column of R holds
-random signs on one block of outputs and zeros elsewhere. W R is computed once per
-model. A fault at one element is not averaged away: the signs only flip it.
+random weights on one block of outputs, a sign times a size in [1/2, 1), and zeros
+elsewhere. W R is computed once per model. A fault at one element is not averaged away.
 
 The two sides differ by a signed sum of the errors of Y. In the probabilistic model of
 Higham & Mary (2019), errors of zero mean and independent, an element's error has scale
@@ -41,7 +41,7 @@ Map: TypeAlias = Linear | Unembed
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """One weight matrix times random signs: all that a check needs of it.
+    """One matrix times random weights: all that a check needs of it.
 
     ``into`` is W R (in, blocks) and ``bias`` b R (blocks); ``signs`` are the pieces of
     R, block-diagonal (chunk, blocks of the chunk); ``norms`` the Frobenius norm of each
@@ -155,7 +155,7 @@ def _project(
         square = part.square().sum(0) + offset.square()
         into.append(part @ flips)
         biases.append(offset @ flips)
-        norms.append((square @ flips.abs()).sqrt())
+        norms.append((square @ flips.square()).sqrt())
         signs.append(flips.to(sums))
     columns = torch.cat(into, 1)
     return Projected(
@@ -170,8 +170,14 @@ def _project(
 
 
 def _block_signs(length: int, generator: torch.Generator) -> Tensor:
-    """Return random signs (length, blocks), a block in each column; float64."""
+    """Return random weights (length, blocks), a block in each column; float64.
+
+    Signs alone miss two columns that were swapped whenever their signs agree; with a
+    size in [1/2, 1) to each, no two weights agree.
+    """
     signs = torch.randint(0, 2, (length,), generator=generator).double() * 2 - 1
+    # Drawn in float32, in which they multiply Y: both sides use the same weights.
+    signs = signs * ((torch.rand(length, generator=generator) + 1) / 2).double()
     block = torch.arange(length) // _BLOCK
     return signs[:, None] * torch.nn.functional.one_hot(block)
 
@@ -197,7 +203,7 @@ def _judged(
         return replace(blank, verdict="diverged", index=(row,), reason=reason)
     if not bool(bound.isfinite().all()):
         return replace(blank, reason="too large for the norms of the sketch")
-    sharp = (2 * bound / size.clamp(min=torch.finfo(sums).tiny)).amax()
+    sharp = (4 * bound / size.clamp(min=torch.finfo(sums).tiny)).amax()
     return replace(
         blank,
         verdict="rounding" if biggest <= 1.0 else "diverged",
@@ -220,7 +226,7 @@ def _bound(
     # The bias is a product with 1, which lengthens x by one element.
     longer = (norm.square() + 1).sqrt_()
     size = torch.linalg.vector_norm(y, dim=1, keepdim=True)
-    stored = (arithmetic.u + math.sqrt(_BLOCK) * own) * _by_block(
+    stored = (arithmetic.u + math.sqrt(2 * _BLOCK) * own) * _by_block(
         y, size, made, arithmetic
     )
     products = (root * arithmetic.a + inputs) * longer * made.norms
@@ -249,7 +255,7 @@ def _by_block(
     if arithmetic.u <= arithmetic.a:
         return size
     chunks = [
-        y[:, c * _CHUNK : (c + 1) * _CHUNK].square() @ signs.abs()
+        y[:, c * _CHUNK : (c + 1) * _CHUNK].square() @ signs.square()
         for c, signs in enumerate(made.signs)
     ]
     return torch.cat(chunks, 1).sqrt_()

@@ -171,6 +171,7 @@ def facts(
         dropout=dict(zip((s for s, _ in parts.dropouts()), end.dropout, strict=True)),
         given={} if start.embeddings is None else {Site("wte"): start.embeddings},
         encoder=_encoder_states(parts, notes),
+        ids={s: op.ids for s, op in makers.items() if isinstance(op, Lookup)},
         unsupported=tuple(dict.fromkeys([*problems, *unclear])),
         weights_at_run=tuple(counted),
         notes=tuple(_quirks(parts, end)),
@@ -208,7 +209,6 @@ def _makers(
 def with_weights(
     model: nn.Module,
     known: Facts,
-    lookups: Mapping[Site, Tensor],
     keep: int | Tensor,
 ) -> Facts:
     """Give the facts of a saved run the weights of the model that it came from."""
@@ -227,7 +227,9 @@ def with_weights(
     notes: dict[str, list[Any]] = {}
     for place in (Site("wte"), Site("token_type"), Site("wpe")):
         path = f"{parts.prefix}{'wpe' if place.part == 'wpe' else 'wte'}"
-        notes.setdefault(path, []).extend([lookups[place]] if place in lookups else [])
+        notes.setdefault(path, []).extend(
+            [known.ids[place]] if place in known.ids else []
+        )
     makers, counted, problems = _makers(parts, start, end, notes, None)
     return replace(
         known,
