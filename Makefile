@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test test-fast property-deep bench lint format model clean
+.PHONY: help verify test test-fast property-deep bench tables lint format model clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ property-deep: $(INSTALLED) ## only property_tests/, with profile deep
 
 bench: $(INSTALLED) ## answer the questions in bench/ with figures
 	$(BIN)/pytest bench --benchmark-enable -s
+
+tables: $(INSTALLED) ## measure the error bounds again, into docs/numerics.md
+	$(BIN)/python -m tools.measure_bounds
 
 lint: $(INSTALLED) ## check style, layout and types; change nothing
 	$(BIN)/ruff check

@@ -1,7 +1,7 @@
 """What does capture add to a forward pass?
 
 Bare, with hidden states, with one naive hook on each module, and with recon, whose
-hooks are registered for each pass or once for all. Models that keep hooks on are copies:
+hooks are registered for each pass or once for all. Models that keep hooks are copies:
 a bare pass must be had in the same round.
 """
 

@@ -615,6 +615,13 @@ def test_the_shapes_and_origins_that_sites_shows_are_those_of_a_run(run):
         assert row["origin"] == trace.origin(place), name
 
 
+def test_sites_of_the_bundled_model_are_shown_by_default(run):
+    # 2026-11: its padding token made transformers look at ids that a meta tensor lacks.
+    code, out, _ = run("sites")
+    assert code == 0
+    assert out.startswith("bundled (GPT2LMHeadModel): ")
+
+
 def test_sites_shows_only_what_the_model_has(run, tmp_path):
     config = GPT2Config(n_layer=1, architectures=["GPT2Model"], n_inner=100)
     config.save_pretrained(tmp_path)

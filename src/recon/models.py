@@ -246,6 +246,8 @@ def skeleton(name: str = BUNDLED) -> Skeleton:
         with _quiet():
             config = _config(source, name)
         kind = _class(config, name)
+    # With a padding token transformers looks at the ids, and meta tensors hold none.
+    config.pad_token_id = None
     with torch.device("meta"):
         model = kind(config)
         ids = torch.zeros(1, 1, dtype=torch.long)
