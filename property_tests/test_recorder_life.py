@@ -82,8 +82,13 @@ class RecorderLife(RuleBasedStateMachine):
     ids = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
     errors = st.sampled_from([StopError, KeyboardInterrupt])
 
-    @initialize(attention=st.sampled_from(["eager", "sdpa"]), train=st.booleans())
-    def load(self, attention: str, train: bool):
+    @initialize(
+        target=accounts,
+        attention=st.sampled_from(["eager", "sdpa"]),
+        train=st.booleans(),
+        keep=st.sampled_from(["last", "all"]),
+    )
+    def load(self, attention: str, train: bool, keep: str):
         options = {"n_layer": 2, "n_head": 2, "n_embd": 4}
         self.model = Recipe(options, attention=attention, train=train).build()
         self.every: list[Account] = []
@@ -92,6 +97,10 @@ class RecorderLife(RuleBasedStateMachine):
         self.handles: list[tuple[str, str, object]] = []
         self.threads = HERE
         self.running = [path for path, _ in self._that_run()]
+        # Most lives should have something to record.
+        self.every.append(Account(recon.capture(self.model, keep=keep), keep))
+        self.enter(self.every[0])
+        return self.every[0]
 
     def _that_run(self) -> Iterator[tuple[str, nn.Module]]:
         ran: list[nn.Module] = []
@@ -325,3 +334,19 @@ class RecorderLife(RuleBasedStateMachine):
 
 
 TestRecorderLife = RecorderLife.TestCase
+
+
+# 2026-11: torch calls no hook after KeyboardInterrupt, so the pass stayed under way.
+def test_an_interrupted_pass_is_over_and_can_be_cleared():
+    model = Recipe({"n_layer": 1, "n_head": 1, "n_embd": 4}).build()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    model.transformer.ln_f.register_forward_hook(interrupt)
+    with recon.capture(model) as recorder:
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.tensor([[1]]))
+        assert recorder.traces[0].failure == "interrupted"
+        recorder.clear()
+        assert recorder.nbytes == 0

@@ -426,6 +426,7 @@ class Recorder:
     @property
     def traces(self) -> tuple[Trace, ...]:
         """All kept passes of all threads, in the order in which they began."""
+        self._settle()
         return tuple(
             self._build(one) for one in sorted(self._passes, key=lambda p: p.run)
         )
@@ -436,7 +437,8 @@ class Recorder:
         return self._held(self._passes)
 
     def clear(self) -> None:
-        """Drop all finished passes and their tensors."""
+        """Drop all passes that are not under way, and their tensors."""
+        self._settle()
         with self._lock:
             self._passes = [one for one in self._passes if one.running]
             self._built.clear()

@@ -76,9 +76,10 @@ class Trace(Mapping[Site | str, Tensor]):
         too) for a site that this trace does not hold and cannot derive.
         """
         wanted = site(name)
-        held = self.tensors.get(wanted, self.facts.given.get(wanted))
-        if held is not None:
-            return held
+        if wanted in self.tensors:
+            return self.tensors[wanted]
+        if (given := self.facts.given.get(wanted)) is not None:
+            return given if self.positions is None else given[:, list(self.positions)]
         if self.origin(wanted) in ("view", "derived"):
             return self._derive(wanted)
         raise SiteNotHeldError(wanted, self)
