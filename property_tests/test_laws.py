@@ -30,9 +30,9 @@ from property_tests.strategies import (
 )
 from recon import Site, Trace
 
-# Rounding in another order: the two runs still agree to half of their digits. The
-# worst of 800 runs was 1.6e-5 in float32 (allowed 3.5e-4) and 7.5e-15 in float64
-# (allowed 1.5e-8), relative to the largest element of the site.
+# Rounding in another order: the two runs still agree to half of their digits, counted
+# from the largest element of the site or from 1. In 800 runs, relative to the largest
+# element, the worst was 1.6e-5 in float32 (allowed 3.5e-4), 7.5e-15 in float64 (1.5e-8).
 PRECISE = ("float32", "float64")
 OF_TOKENS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
 # Scores that the mask hides: a huge number plus what the hidden token would have got.
@@ -50,7 +50,7 @@ def far_apart(a: Tensor, b: Tensor) -> bool:
     if not a.numel():
         return False
     gap, scale = (a.double() - b.double()).abs().max(), a.double().abs().max()
-    return not gap <= torch.finfo(a.dtype).eps ** 0.5 * scale
+    return not gap <= torch.finfo(a.dtype).eps ** 0.5 * (1 + scale)
 
 
 def finite(trace: Trace) -> bool:
@@ -246,7 +246,8 @@ def test_any_rows_in_any_order_are_captured_as_in_the_whole_batch_up_to_rounding
     def as_is(place: Site, tensor: Tensor) -> Tensor:
         return tensor
 
-    assert differing(whole, some, chosen, as_is, exact=False) == []
+    without = {HIDDEN}
+    assert differing(whole, some, chosen, as_is, exact=False, without=without) == []
 
 
 # -- the cache -----------------------------------------------------------------

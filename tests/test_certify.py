@@ -10,9 +10,13 @@ import recon
 from recon import certify as certifying
 from recon.activations import known
 from recon.certify import certify
+from recon.compare import Check
+from recon.facts import Identity
 from recon.gpt2 import identities
 from recon.models import load_model
-from recon.sites import site
+from recon.ops import Same
+from recon.rounding import Arithmetic, Bounded
+from recon.sites import Site, site
 from tests.planted import FAULTS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -431,3 +435,14 @@ def test_an_operation_that_cannot_be_recomputed_is_unverified(recorded):
     (check,) = own_check(narrow, place)
     assert check.verdict == "unverified"
     assert "cannot be recomputed" in check.reason
+
+
+def test_a_prediction_that_is_not_a_number_vouches_for_nothing():
+    # 2026-11: a nan is not above 0, so it counted as no error at all.
+    found = torch.ones(1, 1, 2)
+    nan = torch.full((1, 1, 2), torch.nan, dtype=torch.float64)
+    bounded = Bounded(nan, torch.ones_like(nan), Arithmetic(torch.float32))
+    identity = Identity("chain", Site("embed"), Same())
+    blank = Check("embed", "chain", "certify", "unverified")
+    check = certifying.judge([((), bounded)], found, identity, [found], blank)
+    assert check.verdict == "diverged"

@@ -289,7 +289,8 @@ class _Tally:
             # Scaling rounds the factor and the product.
             error = error * scale + 2 * bounded.arithmetic.u * value.abs()
         gap = (real - value).abs()
-        ratio = torch.where(gap > 0, gap / error, 0.0)
+        # A prediction that is not finite vouches for nothing: its ratio is infinite.
+        ratio = torch.where(gap == 0, 0.0, gap / error).nan_to_num(nan=math.inf)
         worst = int(ratio.argmax())
         self.seen += gap.numel()
         self.max_abs = max(self.max_abs, float(gap.max()))
