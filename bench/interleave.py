@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,21 +31,28 @@ class Ratio:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 3,
+    around: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
 ) -> list[Ratio]:
     """Run every variant once a round, in random order; compare with the first.
 
-    The interval is a 95% bootstrap interval of the median ratio.
+    ``around`` gives what a variant runs inside of, untimed. The interval is a 95%
+    bootstrap interval of the median ratio.
     """
+    settings = around or {}
     times: dict[str, list[float]] = {name: [] for name in variants}
     order, dice = list(variants), random.Random(0)
     for done in range(warm_up + rounds):
         dice.shuffle(order)
         for name in order:
-            begun = time.perf_counter()
-            variants[name]()
+            with settings.get(name, nullcontext)():
+                begun = time.perf_counter()
+                variants[name]()
+                took = time.perf_counter() - begun
             if done >= warm_up:
-                times[name].append(time.perf_counter() - begun)
+                times[name].append(took)
     first = next(iter(variants))
     return [_ratio(name, times[name], times[first], dice) for name in variants]
 

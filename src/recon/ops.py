@@ -403,12 +403,12 @@ def set_rng(state: tuple[Tensor, ...], device: torch.device) -> None:
 
 
 _BACKENDS = ("flash", "mem_efficient", "math", "cudnn")
+_ENABLED = [getattr(torch.backends.cuda, f"{name}_sdp_enabled") for name in _BACKENDS]
 
 
 def sdp_backends() -> tuple[bool, ...]:
     """Return which fused-attention backends may run: flash, efficient, math, cudnn."""
-    cuda = torch.backends.cuda
-    return tuple(getattr(cuda, f"{name}_sdp_enabled")() for name in _BACKENDS)
+    return tuple([enabled() for enabled in _ENABLED])
 
 
 def set_sdp_backends(enabled: tuple[bool, ...]) -> None:

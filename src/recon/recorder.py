@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from recon.errors import BudgetError, CaptureError, UsageError
-from recon.plan import Note, Plan, Port, Read, Tap
+from recon.plan import Plan, Port, Read, Tap
 from recon.sites import Site, all_sites, select
 from recon.trace import Trace, held_bytes, sources
 
@@ -101,9 +101,9 @@ class _Pass:
         for said in self.notes.values():
             yield from _tensors_in(said)
 
-    def by_tap(self, taps: int) -> list[list[tuple[Tensor | None, ...]]]:
+    def by_tap(self, taps: int) -> list[list[tuple[Any, ...]]]:
         """Sort the calls by tap, each in the order in which they came."""
-        sorted_calls: list[list[tuple[Tensor | None, ...]]] = [[] for _ in range(taps)]
+        sorted_calls: list[list[tuple[Any, ...]]] = [[] for _ in range(taps)]
         for place, call in self.calls:
             sorted_calls[place].append(call)
         return sorted_calls
@@ -111,6 +111,11 @@ class _Pass:
     def has_called(self, place: int) -> bool:
         """Whether a tap fired before in this pass."""
         return place in self.fired or any(place == other for other, _ in self.calls)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the call that began the pass has not returned yet."""
+        return self.running and _on_call_stack(self.frame)
 
     def stop(self, failure: str | None = None) -> None:
         """Close the pass; what no consumer will take any more is let go."""
@@ -175,6 +180,11 @@ class Recorder:
         self._options = options
         self._wanted, self._taps = _narrow(plan, options.sites)
         self._threads = _Thread()
+        # Kept as the hooks saw it, and looked into when a trace is asked for.
+        everything = consumer is None and self._wanted is None
+        self._raw = everything and options.by_reference
+        self._listeners = [self._listener(n, tap) for n, tap in enumerate(self._taps)]
+        self._depth = max(tap.completes or 0 for tap in self._taps) + 1
         self._passes: list[_Pass] = []
         self._built: dict[int, Trace] = {}
         self._count = 0
@@ -188,16 +198,13 @@ class Recorder:
             raise UsageError(
                 "this recorder is on already; leave it before entering again"
             )
-        self._threads = _Thread()
         with ExitStack() as hooks:
             root = self._plan.root
             _add(hooks, root.register_forward_pre_hook(self._begin, with_kwargs=True))
-            for place, tap in enumerate(self._taps):
+            for tap, listener in zip(self._taps, self._listeners, strict=True):
                 _add(
                     hooks,
-                    tap.module.register_forward_hook(
-                        self._listener(place, tap), with_kwargs=True
-                    ),
+                    tap.module.register_forward_hook(listener, with_kwargs=True),
                 )
             _add(hooks, root.register_forward_hook(self._end, always_call=True))
             self._hooks = hooks.pop_all()
@@ -215,7 +222,6 @@ class Recorder:
         for one in self._passes:
             if one.running:
                 one.stop(kind.__name__ if kind else "interrupted")
-        self._threads = _Thread()
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -249,8 +255,8 @@ class Recorder:
         else:
             one.stop()
             one.end = self._plan.end()
-            depth = max(tap.completes or 0 for tap in self._taps) + 1
-            self._consume(one, depth, None)
+            if one.consumer is not None:
+                self._consume(one, self._depth, None)
 
     def _settle(self) -> None:
         """Close this thread's passes that were interrupted.
@@ -258,8 +264,9 @@ class Recorder:
         After KeyboardInterrupt torch calls no hook, so only the call stack tells.
         """
         mine = self._threads
-        while mine.stack and not _on_call_stack(mine.stack[-1].frame):
-            mine.stack.pop().stop("interrupted")
+        while mine.stack and not mine.stack[-1].under_way:
+            if (one := mine.stack.pop()).running:
+                one.stop("interrupted")
         mine.current = mine.stack[-1] if mine.stack else None
 
     def _next_run(self) -> int:
@@ -277,13 +284,11 @@ class Recorder:
     # -- what a hook does ------------------------------------------------------
 
     def _listener(self, place: int, tap: Tap) -> Callable[..., None]:
-        keepers = {s: self._keeper(s, port) for s, port in (*tap.reads, *tap.again)}
         threads, note, path = self._threads, tap.note, tap.path
-        ports = tuple(port for _, port in tap.reads)
+        if self._raw:
+            return self._raw_listener(place, tap)
+        keepers = {s: self._keeper(s, port) for s, port in (*tap.reads, *tap.again)}
         charged = self._options.budget is not None
-        simple = ports == ("input", "output") and not tap.again
-        if simple and self._consumer is None and self._options.by_reference:
-            return self._quick_listener(place, note, path)
 
         def listen(
             module: nn.Module,
@@ -292,7 +297,7 @@ class Recorder:
             output: Any,
         ) -> None:
             one = threads.current
-            if one is None:
+            if one is None or not one.running:
                 return
             reads = tap.reads
             if tap.again and (tap.spared(one.start) or one.has_called(place)):
@@ -323,11 +328,10 @@ class Recorder:
 
         return listen_and_pass_on
 
-    def _quick_listener(
-        self, place: int, note: Note | None, path: str
-    ) -> Callable[..., None]:
-        """Do what most taps need, an input and an output by reference, and no more."""
-        threads = self._threads
+    def _raw_listener(self, place: int, tap: Tap) -> Callable[..., None]:
+        """Keep first argument and output as they are, and do nothing else."""
+        threads, note, path = self._threads, tap.note, tap.path
+        with_input = any(port == "input" for _, port in tap.reads)
 
         def listen(
             module: nn.Module,
@@ -336,13 +340,13 @@ class Recorder:
             output: Any,
         ) -> None:
             one = threads.current
-            if one is None:
+            if one is None or not one.running:
                 return
-            before = args[0] if args else next(iter(kwargs.values()), None)
-            if type(output) is tuple:
-                output = output[0]
+            before = None
+            if with_input:
+                before = args[0] if args else next(iter(kwargs.values()), None)
             if one.detach:
-                before, output = _detached(one, before), _detached(one, output)
+                before, output = _detached(one, before), _all_detached(output)
             one.calls.append((place, (before, output)))
             if note is not None:
                 said = note(module, args, kwargs, output)
@@ -477,9 +481,10 @@ class Recorder:
             if fired > (len(meanings) if tap.again else 1):
                 repeated.append(f"{tap.path} fired {fired} times")
             for reads, call in zip(meanings, calls, strict=False):
+                seen = _at_ports(reads, *call) if self._raw else call
                 tensors |= {
                     s: self._plan.present(s, t)
-                    for (s, _), t in zip(reads, call, strict=False)
+                    for (s, _), t in zip(reads, seen, strict=False)
                     if isinstance(t, Tensor)
                 }
         return Trace(
@@ -555,11 +560,14 @@ def _look(
     """Return the tensor at a port; a tuple's first element is the output proper."""
     if port == "input":
         value = args[0] if args else next(iter(kwargs.values()), None)
-    elif port == "output":
-        value = output[0] if isinstance(output, tuple) else output
     else:
-        value = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        several = output if isinstance(output, tuple) else (output,)
+        value = (*several, None)[0 if port == "output" else 1]
     return value if isinstance(value, Tensor) else None
+
+
+def _at_ports(reads: tuple[Read, ...], before: Any, output: Any) -> list[Tensor | None]:
+    return [_look(port, (before,), {}, output) for _, port in reads]
 
 
 def _on_call_stack(frame: FrameType | None) -> bool:
@@ -575,6 +583,12 @@ def _as_is(one: _Pass, tensor: Tensor) -> Tensor:
 
 def _detached(one: _Pass, tensor: Any) -> Any:
     return tensor.detach() if getattr(tensor, "requires_grad", False) else tensor
+
+
+def _all_detached(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(map(_all_detached, output))
+    return output.detach() if getattr(output, "requires_grad", False) else output
 
 
 def _as_positions(asked: Positions | None) -> tuple[int, ...] | slice | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from importlib.util import find_spec
+from itertools import chain, repeat
+from operator import attrgetter, is_not
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -77,7 +80,8 @@ def _with_cache(layer: Any, mask: Tensor | None, queries: int, cross: bool) -> R
     return Received(mask, queries, keys.clone(), values.clone(), past)
 
 
-@dataclass(frozen=True, eq=False)
+# Start and End are made in every pass: a frozen dataclass takes twice as long.
+@dataclass(eq=False, slots=True)
 class Start:
     """What is known when the root is called."""
 
@@ -93,22 +97,28 @@ class Start:
         """Read the root's arguments, by name, and torch's modes."""
         embeddings = given.get("inputs_embeds")
         some = embeddings if embeddings is not None else given.get("input_ids")
-        kind = some.device.type if isinstance(some, Tensor) else "cpu"
-        # Some devices, meta for one, have no autocast, and raise when asked.
-        possible = torch.amp.is_autocast_available(kind)
-        cast = (
-            torch.get_autocast_dtype(kind)
-            if possible and torch.is_autocast_enabled(kind)
-            else None
-        )
+        known = isinstance(some, Tensor)
         return cls(
             embeddings=embeddings.detach() if embeddings is not None else None,
-            shape=tuple(some.shape[:2]) if isinstance(some, Tensor) else (),
+            shape=tuple(some.shape[:2]) if known else (),
             logits_to_keep=given.get("logits_to_keep", 0),
-            autocast=cast,
+            autocast=_autocast(some.device.type if known else "cpu"),
             grad=torch.is_grad_enabled(),
             backends=sdp_backends(),
         )
+
+
+def _autocast(kind: str) -> torch.dtype | None:
+    """Return the dtype that autocast is on for."""
+    if not _can_autocast(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+@lru_cache
+def _can_autocast(kind: str) -> bool:
+    # Some devices, meta for one, have no autocast, and raise when asked.
+    return torch.amp.is_autocast_available(kind)
 
 
 Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
@@ -116,7 +126,7 @@ Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
 Held: TypeAlias = tuple[Tensor | None, Tensor | None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class End:
     """What is read off the modules when the pass is over, in the plan's order."""
 
@@ -128,17 +138,26 @@ class End:
     training: bool
 
 
-def weights(owners: Iterable[Mapping[str, Tensor | None]]) -> list[Held]:
+def weights(owners: Sequence[dict[str, Any]]) -> list[Held]:
     """Return weight and bias of each module as they are now, by reference."""
-    return [(own.get("weight"), own.get("bias")) for own in owners]
+    # map, because each pass does this while the caches hold something else.
+    kept = (
+        map(dict.get, owners, repeat("weight")),
+        map(dict.get, owners, repeat("bias")),
+    )
+    return list(zip(*kept, strict=True))
 
 
 def versions(held: Iterable[Held]) -> list[int]:
     """Return how often each was edited in place; nothing where torch does not count."""
     try:
-        return [t._version for pair in held for t in pair if t is not None]
+        return list(map(_edits, filter(_is_tensor, chain.from_iterable(held))))
     except RuntimeError:
         return []  # inference tensors
+
+
+_edits = attrgetter("_version")
+_is_tensor = partial(is_not, None)
 
 
 def facts(
@@ -221,7 +240,7 @@ def with_weights(
         grad=known.environment.grad,
         backends=(),
     )
-    held = weights(module._parameters for _, _, module in parts.makers())
+    held = weights([module._parameters for _, _, module in parts.makers()])
     environment = known.environment
     end = End(held, versions(held), [], [], environment.attention, environment.training)
     notes: dict[str, list[Any]] = {}
