@@ -121,16 +121,9 @@ def compare(
             )
         expected = expected.masked_fill(idle[..., None], 0)
         found = found.masked_fill(idle[..., None], 0)
-    broken = ~torch.isfinite(found)
-    if bool(broken.any()):
-        count, index = int(broken.sum()), _first(broken)
-        value = found[index].item()
-        return verdict(
-            "diverged",
-            index=index,
-            excluded=excluded,
-            reason=f"not finite: {count} elements, the first {value}",
-        )
+    if broken := not_finite(found):
+        reason, index = broken
+        return verdict("diverged", index=index, excluded=excluded, reason=reason)
     if dropout > 0:
         expected, odd = _as_dropped(expected, found, dropout)
         if odd:
@@ -147,6 +140,19 @@ def compare(
         index=index,
         excluded=excluded,
     )
+
+
+def not_finite(found: Tensor) -> tuple[str, tuple[int, ...]] | None:
+    """Say how many elements are not finite, and where the first is; None if all are."""
+    # One pass, and no tensor: an infinity or nan stays one in any sum.
+    if math.isfinite(float(found.sum())):
+        return None
+    broken = ~torch.isfinite(found)
+    if not bool(broken.any()):
+        return None
+    index = _first(broken)
+    count = int(broken.sum())
+    return f"not finite: {count} elements, the first {found[index].item()}", index
 
 
 def ulps(a: Tensor, b: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ class AuditReport:
     strict: bool = False
     ignored: int = 0
     seconds: float | None = None
+    file: str = ""
+    line: int = 0
 
     @property
     def counting(self) -> tuple[Finding, ...]:

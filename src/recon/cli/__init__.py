@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from recon import __version__
-from recon.cli import diff, ending, sites, verify
+from recon.cli import audit, diff, ending, explain, sites, verify
 
 app = typer.Typer(
     name="recon",
@@ -28,6 +28,11 @@ app.command(
     epilog="Example: recon verify gpt2 --text 'Paris is the capital of' --dtype"
     " bfloat16 --json report.json",
 )(verify.command)
+app.command(
+    "audit",
+    epilog="Example: recon audit hooks.py:capture --claim 'layer_{l}=h.{l}.resid_post'",
+)(audit.command)
+app.command("explain", epilog="Example: recon explain RC101")(explain.command)
 app.command(
     "diff",
     epilog="Example: recon diff gpt2@attn=eager gpt2@attn=sdpa,dtype=bfloat16",
@@ -58,7 +63,7 @@ def _root(
 ) -> None:
     """Prove that captured GPT-2 activations are right.
 
-    Exit codes: 0 reconciled, 1 diverged, 2 bad usage or input.
+    Exit codes: 0 reconciled or clean, 1 diverged or findings, 2 bad usage or input.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -10,7 +10,8 @@ import typer
 
 from recon.cli import streams
 from recon.cli.ending import DIVERGED, RECONCILED, Traceback
-from recon.cli.verify import Bound, silence_libraries
+from recon.cli.options import Bound, InputIds, Json, Text
+from recon.cli.starting import silence_libraries
 from recon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,12 +55,8 @@ def command(
         typer.Argument(metavar="A", help="MODEL@attn=..,dtype=.. or a saved trace."),
     ],
     second: Annotated[str, typer.Argument(metavar="B", help="The other run.")],
-    text: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Run this prompt.")
-    ] = None,
-    input_ids: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Run these token ids.")
-    ] = None,
+    text: Text = None,
+    input_ids: InputIds = None,
     model: Annotated[
         str | None,
         typer.Option(help="The model of saved traces; without it none is certified."),
@@ -67,10 +64,7 @@ def command(
     bound: Annotated[
         Bound, typer.Option(help="Form of the error bounds.")
     ] = Bound.deterministic,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|-", help="Write JSON to a file too, or to stdout."),
-    ] = None,
+    json: Json = None,
     traceback: Traceback = False,
 ) -> None:
     """Say where two runs part, how the difference grows, and whether each is right.

@@ -11,8 +11,10 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from recon.errors import ReconError
+from recon.report.foreign import visible
 
 RECONCILED, DIVERGED, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
+CLEAN, FINDINGS = RECONCILED, DIVERGED
 TRACEBACK = "RECON_TRACEBACK"
 
 
@@ -77,4 +79,4 @@ def _words(error: Exception) -> str:
 
 
 def _line(words: str) -> None:
-    print("recon:", " ".join(words.split()), file=sys.stderr)
+    print("recon:", visible(" ".join(words.split())), file=sys.stderr)

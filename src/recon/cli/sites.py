@@ -10,7 +10,8 @@ import typer
 
 from recon.cli import streams
 from recon.cli.ending import Traceback
-from recon.cli.verify import silence_libraries
+from recon.cli.options import Json
+from recon.cli.starting import silence_libraries
 from recon.sites import PARTS, Part, all_sites, select
 
 if TYPE_CHECKING:
@@ -34,12 +35,7 @@ def command(
             "may be repeated.",
         ),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|-", help="Write JSON to a file too, or to stdout only."
-        ),
-    ] = None,
+    json: Json = None,
     traceback: Traceback = False,
 ) -> None:
     """List the places that recon can name, with their shapes in one model.

@@ -52,19 +52,22 @@ def progress() -> Console:
     return console
 
 
-def require_writable(target: str | None) -> None:
+def require_writable(target: str | None, option: str = "--json") -> None:
     """Raise UsageError, before any work is done, for a file that cannot be written."""
     if target in (None, "-"):
         return
     path = Path(str(target))
     if path.is_dir():
-        raise UsageError(f"--json {path}: is a directory; expected a file")
+        raise UsageError(f"{option} {path}: is a directory; expected a file")
     if not path.parent.is_dir():
-        raise UsageError(f"--json {path}: there is no directory {path.parent}")
+        raise UsageError(f"{option} {path}: there is no directory {path.parent}")
 
 
-def write(text: str, target: str) -> None:
-    """Write to stdout (``-``) or to a file, which is replaced whole or not at all."""
+def write(text: str, target: str, option: str = "--json") -> None:
+    """Write to stdout (``-``) or to a file, which is replaced whole or not at all.
+
+    Raises UsageError, naming the ``option`` that asked for the file.
+    """
     if target == "-":
         try:
             print(text, end="", flush=True)
@@ -75,7 +78,7 @@ def write(text: str, target: str) -> None:
         _replace(Path(target).resolve(), text)
     except OSError as error:
         raise UsageError(
-            f"--json {target}: cannot be written: {error.strerror}"
+            f"{option} {target}: cannot be written: {error.strerror}"
         ) from error
 
 

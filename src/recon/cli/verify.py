@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,6 +12,17 @@ import typer
 
 from recon.cli import streams
 from recon.cli.ending import DIVERGED, RECONCILED, Traceback
+from recon.cli.options import (
+    Attention,
+    Bound,
+    Device,
+    InputIds,
+    Json,
+    ModelArgument,
+    Text,
+    ToDtype,
+)
+from recon.cli.starting import load, silence_libraries
 from recon.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -20,22 +30,6 @@ if TYPE_CHECKING:
     from recon.inputs import Batch
     from recon.models import Loaded
     from recon.results import Report
-
-
-class Dtype(StrEnum):
-    """The floats that a model may run in."""
-
-    float64 = "float64"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Attn(StrEnum):
-    """The attention implementations of transformers that recon checks."""
-
-    eager = "eager"
-    sdpa = "sdpa"
 
 
 class Proof(StrEnum):
@@ -46,13 +40,6 @@ class Proof(StrEnum):
     replay = "replay"
     certify = "certify"
     all = "all"
-
-
-class Bound(StrEnum):
-    """The forms of the error bounds."""
-
-    deterministic = "deterministic"
-    probabilistic = "probabilistic"
 
 
 @dataclass(frozen=True)
@@ -74,33 +61,15 @@ class How:
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="bundled, random:tiny, random:gpt2 (-medium, -large, -xl), a local "
-            "directory or a hub id."
-        ),
-    ] = "bundled",
-    text: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Run this prompt.")
-    ] = None,
-    input_ids: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Run these token ids: json, npy, npz, safetensors, pt or plain text.",
-        ),
-    ] = None,
+    model: ModelArgument = "bundled",
+    text: Text = None,
+    input_ids: InputIds = None,
     prompts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Run every line of this file, in batches."),
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Convert the model; default: as it is stored.")
-    ] = None,
-    attn: Annotated[
-        Attn | None, typer.Option(help="Attention; default: what the model chooses.")
-    ] = None,
+    dtype: ToDtype = None,
+    attn: Attention = None,
     level: Annotated[
         Proof | None,
         typer.Option(
@@ -130,15 +99,8 @@ def command(
             help="For random weights, random ids and dropout.",
         ),
     ] = 0,
-    device: Annotated[str, typer.Option(help="Where to run, as torch names it.")] = (
-        "cpu"
-    ),
-    json: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|-", help="Write JSON to a file too, or to stdout only."
-        ),
-    ] = None,
+    device: Device = "cpu",
+    json: Json = None,
     traceback: Traceback = False,
 ) -> None:
     """Run a model, rebuild its hidden states from captures, check every identity.
@@ -149,7 +111,7 @@ def command(
         raise UsageError("give one of --text, --input-ids and --prompts")
     streams.require_writable(json)
     silence_libraries()
-    loaded = _load(model, dtype, attn, device, seed)
+    loaded = load(model, dtype=dtype, attn=attn, device=device, seed=seed)
     batches = _batches(loaded, text, input_ids, prompts, seed)
     if train:
         _train(loaded, seed)
@@ -157,22 +119,6 @@ def command(
     source = batches[0].source if len(batches) == 1 else str(prompts)
     _show(report, loaded.name, source, json)
     raise typer.Exit(RECONCILED if report.verdict == "reconciled" else DIVERGED)
-
-
-def silence_libraries() -> None:
-    """Keep the libraries' log lines off stderr, unless the user asks for them."""
-    for library in ("TRANSFORMERS", "HF_HUB"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-
-
-def _load(
-    name: str, dtype: Dtype | None, attn: Attn | None, device: str, seed: int
-) -> Loaded:
-    with streams.progress().status(f"loading {name}"):
-        from recon.models import DTYPES, load_model
-
-        wanted = None if dtype is None else DTYPES[dtype]
-        return load_model(name, dtype=wanted, attention=attn, device=device, seed=seed)
 
 
 def _batches(

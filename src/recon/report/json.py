@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from recon import __version__
+from recon.report.foreign import encodable, plain
+from recon.report.rules import gravest_first, page
 
 if TYPE_CHECKING:
+    from recon.audit.findings import AuditReport, Finding, Judged
+    from recon.audit.rules import Rule
     from recon.compare import Check
     from recon.differences import Difference
+    from recon.facts import Environment
     from recon.report.vocabulary import Vocabulary
     from recon.results import Report
 
 Number = float | Literal["inf"]
+# Words that are not recon's own.
+Foreign = Annotated[str, BeforeValidator(encodable)]
 
 
 class _Strict(BaseModel):
@@ -34,11 +42,10 @@ class Inputs(_Strict):
     tokens: int | None = Field(description="Tokens of the longest row.")
 
 
-class EnvironmentFields(_Strict):
+class RunFields(_Strict):
     """Where and with what the model ran; everything that may change its bits."""
 
     architecture: str = Field(description="Class of the model.")
-    blocks: int = Field(description="Number of transformer blocks.")
     torch: str = Field(description="Version of torch.")
     transformers: str = Field(description="Version of transformers.")
     device: str = Field(description="Device, as torch names it.")
@@ -47,6 +54,12 @@ class EnvironmentFields(_Strict):
     attention: str = Field(description="Attention implementation: eager or sdpa.")
     training: bool = Field(description="Whether dropout was on (train mode).")
     threads: int = Field(description="Threads that torch used for one operation.")
+
+
+class EnvironmentFields(RunFields):
+    """Where and with what the model ran, and how deep it is."""
+
+    blocks: int = Field(description="Number of transformer blocks.")
 
 
 class HiddenStates(_Strict):
@@ -169,10 +182,94 @@ class DifferenceFields(_Strict):
     )
 
 
+class FindingFields(_Strict):
+    """One cause, told once, and the places where it shows."""
+
+    code: str = Field(description="The rule's code: RC101.")
+    name: str = Field(description="The rule's name: wrong-site.")
+    severity: Literal["error", "warning", "note"] = Field(
+        description="How grave it is here, which may differ from the rule's usual."
+    )
+    counts: bool = Field(description="Whether it makes the verdict.")
+    message: Foreign = Field(description="What is wrong, in a sentence.")
+    places: list[Foreign] = Field(
+        description="Names of the tensors or modules, as the code names them."
+    )
+    sites: list[Foreign] = Field(
+        description="What those names promise, in the order of places; or empty."
+    )
+    found: list[Foreign] = Field(
+        description="What the tensors really are, in the order of places; or empty."
+    )
+    run: Foreign = Field(description="The run in which it showed, or empty.")
+    evidence: dict[str, int | float | str] = Field(
+        description='Figures by name; "inf", "-inf" and "nan" are spelt out.'
+    )
+    mend: Foreign = Field(description="A way to mend it.")
+    traceback: Foreign = Field(description="Of the audited code, where it raised.")
+
+
+class JudgedFields(_Strict):
+    """One tensor that the code returned in the first run."""
+
+    name: Foreign = Field(description="Its name, as the code has it.")
+    status: Literal["right", "wrong", "unclaimed"] = Field(
+        description="unclaimed: its name promises nothing that recon can read."
+    )
+    claim: Foreign = Field(description="The site that its name promises, or empty.")
+    sentence: Foreign = Field(description="What it is.")
+    shape: list[int] = Field(description="Its shape.")
+    dtype: str = Field(description="Its dtype, float32 for one.")
+
+
+class AuditFields(_Strict):
+    """What ``recon audit --json`` writes."""
+
+    schema_version: Literal["1"] = Field(description="Version of this schema.")
+    verdict: Literal["clean", "findings"] = Field(
+        description="clean if no finding counts."
+    )
+    recon: str = Field(description="Version of recon.")
+    target: Foreign = Field(description="What was audited, as it was asked for.")
+    file: Foreign = Field(description="The file that it is in, or empty.")
+    line: int = Field(description="The line of the function in file; 0: not known.")
+    model: Foreign = Field(description="The model as it was asked for.")
+    environment: RunFields
+    strict: bool = Field(description="Whether notes count, too.")
+    ignored: int = Field(description="Findings left out on request.")
+    seconds: float | None = Field(description="How long the audit took, or null.")
+    runs: list[Foreign] = Field(description="The runs that were made.")
+    findings: list[FindingFields] = Field(description="Gravest first, then by cause.")
+    tensors: list[JudgedFields] = Field(description="Every tensor of the first run.")
+
+
+class RuleFields(_Strict):
+    """One rule of an audit."""
+
+    code: str = Field(description="Its code, which is stable: RC101.")
+    name: str = Field(description="Its name: wrong-site.")
+    severity: Literal["error", "warning", "note"] = Field(
+        description="How grave a finding of it usually is."
+    )
+    meaning: str = Field(description="What a finding of it means.")
+    mend: str = Field(description="How it is usually mended.")
+    page: str = Field(description="Its page, in Markdown.")
+
+
+class RulesFields(_Strict):
+    """What ``recon explain --json`` writes."""
+
+    schema_version: Literal["1"] = Field(description="Version of this schema.")
+    recon: str = Field(description="Version of recon.")
+    rules: list[RuleFields] = Field(description="In the order of their codes.")
+
+
 DOCUMENTS: dict[str, type[BaseModel]] = {
     "verify": Verification,
     "sites": Sites,
     "diff": DifferenceFields,
+    "audit": AuditFields,
+    "explain": RulesFields,
 }
 
 
@@ -229,6 +326,39 @@ def difference_text(found: Difference) -> str:
     )
 
 
+def audit_text(report: AuditReport) -> str:
+    """Return an audit as JSON."""
+    return _document(
+        AuditFields(
+            schema_version="1",
+            verdict=report.verdict,
+            recon=__version__,
+            target=report.target,
+            file=report.file,
+            line=report.line,
+            model=report.model,
+            environment=RunFields(**_run(report.environment)),
+            strict=report.strict,
+            ignored=report.ignored,
+            seconds=report.seconds,
+            runs=list(report.runs),
+            findings=list(_findings(report)),
+            tensors=[_judged(tensor) for tensor in report.tensors],
+        )
+    )
+
+
+def rules_text(rules: Iterable[Rule]) -> str:
+    """Return rules, with their pages, as JSON."""
+    return _document(
+        RulesFields(
+            schema_version="1",
+            recon=__version__,
+            rules=[RuleFields(**vars(rule), page=page(rule)) for rule in rules],
+        )
+    )
+
+
 def vocabulary_text(listing: Vocabulary) -> str:
     """Return the sites of a model as JSON."""
     return _document(
@@ -250,18 +380,54 @@ def vocabulary_text(listing: Vocabulary) -> str:
 
 
 def _environment(report: Report) -> EnvironmentFields:
-    env = report.environment
-    return EnvironmentFields(
-        architecture=env.architecture,
-        blocks=report.depth,
-        torch=env.torch,
-        transformers=env.transformers,
-        device=env.device,
-        dtype=_dtype(env.dtype),
-        autocast=None if env.autocast is None else _dtype(env.autocast),
-        attention=env.attention,
-        training=env.training,
-        threads=env.threads,
+    return EnvironmentFields(**_run(report.environment), blocks=report.depth)
+
+
+def _run(env: Environment) -> dict[str, Any]:
+    return {
+        "architecture": env.architecture,
+        "torch": env.torch,
+        "transformers": env.transformers,
+        "device": env.device,
+        "dtype": _dtype(env.dtype),
+        "autocast": None if env.autocast is None else _dtype(env.autocast),
+        "attention": env.attention,
+        "training": env.training,
+        "threads": env.threads,
+    }
+
+
+def _findings(report: AuditReport) -> Iterator[FindingFields]:
+    counting = {id(finding) for finding in report.counting}
+    for finding in gravest_first(report.findings):
+        yield FindingFields(
+            code=finding.rule.code,
+            name=finding.rule.name,
+            severity=finding.severity,
+            counts=id(finding) in counting,
+            message=finding.message,
+            places=list(finding.places),
+            sites=list(finding.sites),
+            found=list(finding.found),
+            run=finding.run,
+            evidence=_evidence(finding),
+            mend=finding.mend or finding.rule.mend,
+            traceback=finding.traceback,
+        )
+
+
+def _evidence(finding: Finding) -> dict[str, int | float | str]:
+    return {encodable(name): plain(value) for name, value in finding.evidence.items()}
+
+
+def _judged(tensor: Judged) -> JudgedFields:
+    return JudgedFields(
+        name=tensor.name,
+        status=tensor.status,
+        claim=tensor.claim,
+        sentence=tensor.sentence,
+        shape=list(tensor.shape),
+        dtype=_dtype(tensor.dtype),
     )
 
 

@@ -86,14 +86,14 @@ def render(
 def _header(report: Report, model: str, source: str) -> Table:
     env = report.environment
     mode = "train mode, dropout on" if env.training else "eval mode"
-    cast = "" if env.autocast is None else f", autocast to {_short(env.autocast)}"
+    cast = "" if env.autocast is None else f", autocast to {short(env.autocast)}"
     size = f"{report.shape[0]} x {report.shape[1]} tokens" if report.shape else ""
     blocks = "1 block" if report.depth == 1 else f"{report.depth} blocks"
-    return _listed(
+    return listed(
         [
             ("model", f"{model} ({env.architecture}, {blocks})"),
             ("inputs", ": ".join(filter(None, (source, size)))),
-            ("run", f"{_short(env.dtype)}{cast}, {env.attention} attention, {mode}"),
+            ("run", f"{short(env.dtype)}{cast}, {env.attention} attention, {mode}"),
             (
                 "environment",
                 f"torch {env.torch}, transformers {env.transformers}, "
@@ -103,11 +103,12 @@ def _header(report: Report, model: str, source: str) -> Table:
     )
 
 
-def _short(dtype: object) -> str:
+def short(dtype: object) -> str:
+    """Name a dtype without ``torch.``."""
     return str(dtype).removeprefix("torch.")
 
 
-def _listed(rows: Sequence[tuple[str, str | Text]]) -> Table:
+def listed(rows: Sequence[tuple[str, str | Text]]) -> Table:
     """Set words in two columns, the second as wide as there is room."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -122,10 +123,10 @@ def _listed(rows: Sequence[tuple[str, str | Text]]) -> Table:
 
 def _table(placed: Placed, style: Style, width: int) -> Iterator[RenderableType]:
     if placed.stem:
-        yield _listed([("embeddings", _line(placed.stem, style))])
+        yield listed([("embeddings", _line(placed.stem, style))])
     yield _widest_that_fits(placed, style, width)
     if placed.head:
-        yield _listed([("head", _line(placed.head, style))])
+        yield listed([("head", _line(placed.head, style))])
 
 
 def _line(checks: Sequence[Check], style: Style) -> Text:
@@ -142,11 +143,11 @@ def _line(checks: Sequence[Check], style: Style) -> Text:
 
 def _widest_that_fits(placed: Placed, style: Style, width: int) -> Table:
     """Choose the table that says most of those that the width holds."""
-    short = Style(style.tick, "") if style.tick else style
+    brief = Style(style.tick, "") if style.tick else style
     drafts = [
         _Draft(*cells(placed.blocks, grouping), look, gap)
         for grouping in GROUPINGS
-        for look, gap in ((style, 2), (short, 2), (short, 1))
+        for look, gap in ((style, 2), (brief, 2), (brief, 1))
     ]
     fitting = (draft for draft in drafts if draft.width <= width)
     return next(fitting, drafts[-1]).table()
@@ -204,7 +205,7 @@ def _facts(report: Report, placed: Placed, style: Style) -> Table:
     if report.seconds is not None and report.bare_seconds:
         rows.append(("time", _time(report.seconds, report.bare_seconds)))
     rows += [("note" if not i else "", note) for i, note in enumerate(report.notes)]
-    return _listed(rows)
+    return listed(rows)
 
 
 def _states(report: Report) -> str:

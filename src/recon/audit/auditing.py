@@ -1,0 +1,432 @@
+"""``recon.audit``: judge a capture function, or captures made elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recon import gpt2
+from recon.audit.calls import (
+    Call,
+    Caller,
+    Effort,
+    Function,
+    Situation,
+    accepted,
+    situations,
+)
+from recon.audit.claims import Names, Reader
+from recon.audit.content import digest
+from recon.audit.effects import effects, finding, overwritten, storage
+from recon.audit.findings import AuditReport, Finding, Judged
+from recon.audit.judging import Judge, Judgement
+from recon.audit.returned import take_apart
+from recon.audit.rules import rule
+from recon.facts import Environment
+from recon.sites import Site
+from recon.trace import Trace
+from recon.verification import record
+
+Progress = Callable[[str, int, int], None]
+_EXACT = frozenset({"wrong-site", "wrong-layer"})
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+def audit(
+    function: Function,
+    model: nn.Module,
+    *,
+    inputs: Mapping[str, Tensor] | None = None,
+    claims: Mapping[str, str] | None = None,
+    names: Names = "auto",
+    ignore: Sequence[str] = (),
+    effort: Effort = "default",
+    strict: bool = False,
+    target: str = "",
+    model_name: str = "",
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Judge whether the tensors that ``function`` returns are what their names say.
+
+    ``function(model, input_ids)`` returns a mapping of names to tensors, however nested;
+    ``attention_mask``, ``position_ids`` and ``token_type_ids`` are passed if it takes
+    them. It is called several times, with inputs of recon's choice (and first with
+    ``inputs``, if given); the model is put back after each call. ``claims`` maps names
+    to sites, ``layer_{l}`` to ``h.{l}.resid_post`` for one; ``ignore`` names rules to
+    leave out, by code or name; with ``strict`` notes count as findings.
+
+    Raises UnsupportedError for a model that is no GPT-2, UsageError for an unknown rule
+    or claim. What the function raises is a finding.
+    """
+    begun = time.perf_counter()
+    ignored = {rule(word).code for word in ignore}
+    gpt2.plan(model)
+    if inputs is not None:
+        gpt2.require_inputs(model, inputs)
+    planned = list(situations(model, inputs, accepted(function), effort))
+    session = _Session(Caller(function, model), model, claims or {}, names)
+    mode, process = model.training, _Generators()
+    try:
+        for number, situation in enumerate(planned):
+            if progress is not None:
+                progress(situation.name, number, len(planned))
+            session.run(situation)
+            if session.hopeless:
+                break
+    finally:
+        model.train(mode)
+        process.put_back()
+    found = [one for one in session.findings() if one.rule.code not in ignored]
+    left_out = len(session.findings()) - len(found)
+    file, line = _source(function)
+    return AuditReport(
+        target=target or getattr(function, "__qualname__", repr(function)),
+        model=model_name or type(model).__name__,
+        environment=session.environment(),
+        findings=tuple(found),
+        tensors=tuple(session.tensors),
+        runs=tuple(call.situation.name for call in session.calls),
+        strict=strict,
+        ignored=left_out,
+        seconds=time.perf_counter() - begun,
+        file=file,
+        line=line,
+    )
+
+
+def audit_captures(
+    tensors: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    inputs: Mapping[str, Tensor],
+    claims: Mapping[str, str] | None = None,
+    names: Names = "auto",
+    ignore: Sequence[str] = (),
+    strict: bool = False,
+    target: str = "",
+    model_name: str = "",
+) -> AuditReport:
+    """Judge captures that were made elsewhere, against this model's run on ``inputs``.
+
+    Raises as ``audit`` does.
+    """
+    begun = time.perf_counter()
+    ignored = {rule(word).code for word in ignore}
+    gpt2.require_inputs(model, inputs)
+    situation = Situation("the given inputs", dict(inputs))
+    clean = record(model, **inputs)
+    returned = take_apart(tensors)
+    call = Call(situation, returned, (), (), clean, (), False, {})
+    session = _Session(None, model, claims or {}, names)
+    session.take(call)
+    found = [one for one in session.findings() if one.rule.code not in ignored]
+    return AuditReport(
+        target=target or "captures",
+        model=model_name or type(model).__name__,
+        environment=clean.facts.environment,
+        findings=tuple(found),
+        tensors=tuple(session.tensors),
+        runs=(situation.name,),
+        strict=strict,
+        ignored=len(session.findings()) - len(found),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+class _Generators:
+    """The process's generators; an audit gives them back."""
+
+    def __init__(self) -> None:
+        self._state = torch.get_rng_state()
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self._state)
+
+
+@dataclass
+class _Session:
+    """The calls of one audit, in turn, and what was found so far."""
+
+    caller: Caller | None
+    model: nn.Module
+    claims: Mapping[str, str]
+    names: Names
+    calls: list[Call] = field(default_factory=list)
+    tensors: list[Judged] = field(default_factory=list)
+    wrong: dict[str, str] = field(default_factory=dict)
+    hopeless: bool = False
+    _found: list[Finding] = field(default_factory=list)
+    _judgements: list[tuple[str, Judgement]] = field(default_factory=list)
+    _conventions: dict[str, str] = field(default_factory=dict)
+    _digests: dict[str, int] = field(default_factory=dict)
+
+    def run(self, situation: Situation) -> None:
+        """Call the function once and judge what it returned."""
+        assert self.caller is not None
+        self.take(self.caller.call(situation))
+
+    def take(self, call: Call) -> None:
+        """Judge a call that was made."""
+        self._found += effects(call, self.calls)
+        if call.situation.raises:
+            self.calls.append(call)
+            return
+        if call.error:
+            self._raised(call)
+            self.calls.append(call)
+            return
+        main = self._main is None
+        self._structure(call)
+        self._judge(call, main)
+        if main:
+            self._found += storage(call)
+            self._digests = _digests(call)
+        self.calls.append(call)
+
+    @property
+    def _main(self) -> Call | None:
+        """The first call that returned something; the one that is told in full."""
+        usable = (c for c in self.calls if not c.error and not c.situation.raises)
+        return next(usable, None)
+
+    def _raised(self, call: Call) -> None:
+        some = any(not c.error for c in self.calls if not c.situation.raises)
+        # The second batch decides: what failed twice at the start fails always.
+        self.hopeless = not some and len(self.calls) >= 4
+        name = "raises-sometimes" if some else "raises"
+        words = f"{call.error}, with {call.situation.name}"
+        self._found.append(
+            finding(name, words, run=call.situation.name, traceback=call.traceback)
+        )
+
+    # -- what was returned, as a whole ---------------------------------------------
+
+    def _structure(self, call: Call) -> None:
+        returned, run = call.returned, call.situation.name
+        for name in returned.empty:
+            words = (
+                f"`{name}` holds nothing" if name else "the function returned nothing"
+            )
+            self._found.append(
+                finding("nothing-captured", words, places=[name], run=run)
+            )
+        if not returned.tensors and not returned.empty:
+            words = "the function returned no tensor"
+            self._found.append(finding("nothing-captured", words, run=run))
+        self._lists(call)
+        main = self._main
+        if main is not None:
+            self._keys(call, main)
+
+    def _lists(self, call: Call) -> None:
+        reader = self._reader(call)
+        if reader is None:
+            return
+        depth = gpt2.base(self.model).config.n_layer
+        for name, length in call.returned.lists.items():
+            promised = reader.read(f"{name}.0").readings
+            in_blocks = [r for r in promised if r.site.layer is not None]
+            if in_blocks and length not in (depth, depth + 1):
+                words = (
+                    f"`{name}` has {length} entries; the model has {depth} blocks, and "
+                    f"{depth + 1} hidden states"
+                )
+                self._found.append(
+                    finding(
+                        "wrong-count", words, places=[name], run=call.situation.name
+                    )
+                )
+
+    def _keys(self, call: Call, main: Call) -> None:
+        before, now = main.returned, call.returned
+        grown = [
+            name
+            for name, length in now.lists.items()
+            if length > before.lists.get(name, length)
+        ]
+        longer = len(now.tensors) > len(main.returned.tensors)
+        if grown or (longer and set(before.tensors) < set(now.tensors)):
+            name = grown[0] if grown else ""
+            sizes = f"{len(before.tensors)} tensors at first, {len(now.tensors)} now"
+            words = f"what the function returns grows with each call: {sizes}"
+            self._found.append(
+                finding("grows", words, places=[name], run=call.situation.name)
+            )
+        elif set(now.tensors) != set(before.tensors):
+            odd = sorted(set(now.tensors) ^ set(before.tensors))
+            words = f"`{odd[0]}` is returned in some runs only ({len(odd)} such names)"
+            self._found.append(
+                finding("keys-vary", words, places=odd, run=call.situation.name)
+            )
+
+    # -- tensor by tensor ------------------------------------------------------------
+
+    def _reader(self, call: Call) -> Reader | None:
+        traces = [*call.passes, *([call.clean] if call.clean else [])]
+        if not traces:
+            return None
+        facts = traces[0].facts
+        context = self.caller.name if self.caller is not None else ""
+        return Reader(facts.depth, facts.tied_last, self.claims, self.names, context)
+
+    def _judge(self, call: Call, main: bool) -> None:
+        reader = self._reader(call)
+        if reader is None:
+            return
+        judge = Judge(call, reader, list(self._earlier(call)), self._conventions)
+        judged = judge.judge()
+        self._conventions = judge.conventions
+        for one in judged:
+            if call.situation.train and one.rule not in _EXACT:
+                continue  # dropout makes other numbers of honest formulas
+            late = overwritten(call, one.name, one.tensor) if one.rule else None
+            if late is not None:
+                self._found.append(late)
+                one = replace(one, rule="overwritten", sentence=late.message)
+            if main:
+                self.tensors.append(_told(one))
+            if one.rule and self.wrong.get(one.name) in (None, one.rule):
+                self.wrong[one.name] = one.rule
+                if late is None:
+                    self._judgements.append((call.situation.name, one))
+            elif one.rule == "other-run" or (main and not one.rule):
+                self._judgements.append((call.situation.name, one))
+
+    def _earlier(self, call: Call) -> Iterator[tuple[str, Trace]]:
+        """Yield runs whose values may linger."""
+        for other in self.calls[-2:]:
+            trace = other.clean
+            if trace is not None and not _same_prompt(other, call):
+                yield f"an earlier call ({other.situation.name})", trace
+
+    # -- all together ------------------------------------------------------------------
+
+    def findings(self) -> list[Finding]:
+        """Return what was found: worst first, one finding a cause."""
+        told = [*self._found, *self._changed_later(), *_grouped(self._judgements)]
+        once: dict[tuple[str, ...], Finding] = {}
+        for one in told:
+            claim = one.rule.code.startswith("RC1") or one.rule.name == "overwritten"
+            key = (one.rule.code, *(one.places if claim else ()))
+            once.setdefault(key, one)
+        kept = list(once.values())
+        if any(f.rule.name == "grows" for f in kept):
+            kept = [f for f in kept if f.rule.name not in ("keys-vary", "wrong-count")]
+        return sorted(kept, key=lambda f: (_ORDER[f.severity], f.rule.code))
+
+    def _changed_later(self) -> Iterator[Finding]:
+        """Yield captures of the first call that later calls overwrote, or vary."""
+        main = self._main
+        if main is None:
+            return
+        changed = [n for n, d in _digests(main).items() if self._digests.get(n, d) != d]
+        if changed:
+            words = (
+                f"`{changed[0]}` changed after it was returned: later passes write it"
+            )
+            yield finding("overwritten", words, places=changed, run="later calls")
+        again = [c for c in self.calls if c is not main and _same_prompt(c, main)]
+        for call in again:
+            other = _digests(call)
+            varied = [n for n, d in self._digests.items() if other.get(n, d) != d]
+            varied = [n for n in varied if n not in self.wrong]
+            if varied and not call.error and not call.situation.raises:
+                words = (
+                    f"`{varied[0]}` is another tensor when the same prompt runs again"
+                )
+                yield finding(
+                    "not-repeatable", words, places=varied, run=call.situation.name
+                )
+
+    def environment(self) -> Environment:
+        """Return what the calls ran on."""
+        for call in self.calls:
+            for trace in (*call.passes, call.clean):
+                if trace is not None:
+                    return trace.facts.environment
+        ids = torch.zeros(
+            1, 1, dtype=torch.long, device=next(self.model.parameters()).device
+        )
+        return record(self.model, ids).facts.environment
+
+
+def _same_prompt(one: Call, other: Call) -> bool:
+    a, b = one.situation.inputs, other.situation.inputs
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def _digests(call: Call) -> dict[str, int]:
+    tensors = call.returned.tensors.items()
+    return {n: digest(t) for n, t in tensors if t.is_floating_point()}
+
+
+def _told(one: Judgement) -> Judged:
+    claim = str(one.reading) if one.reading is not None else ""
+    status = "wrong" if one.rule else "right" if claim else "unclaimed"
+    return Judged(
+        one.name,
+        status,  # type: ignore[arg-type]  # one of the three words
+        claim,
+        one.sentence,
+        tuple(one.tensor.shape),
+        str(one.tensor.dtype).removeprefix("torch."),
+    )
+
+
+def _grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
+    """Tell one cause once: the same rule, and what was taken for what, in all blocks."""
+    groups: dict[tuple[str, ...], list[tuple[str, Judgement, str]]] = defaultdict(list)
+    for run, one in judged:
+        told = [(one.rule, one.sentence)] if one.rule else one.notes
+        for name, sentence in told:
+            groups[(name, *_pattern(name, one))].append((run, one, sentence))
+    for (name, *_), members in groups.items():
+        distinct = {one.name: (run, one, words) for run, one, words in members}
+        (run, first, words), *others = distinct.values()
+        more = f" (and {len(others)} more so)" if others else ""
+        yield finding(
+            name,
+            words + more,
+            places=list(distinct),
+            run=run,
+            severity=first.severity,
+            sites=tuple(str(m[1].reading or "") for m in distinct.values()),
+            found=tuple(m[1].found for m in distinct.values()),
+            evidence=dict(first.evidence),
+        )
+
+
+def _pattern(name: str, one: Judgement) -> tuple[str, ...]:
+    """Return what is the same in every block about a claim and what was found."""
+    if one.reading is None or rule(name).severity == "note":
+        return (one.claim.family,)
+    place = one.reading.site
+    return (place.part, _relative(one.found, place))
+
+
+def _relative(found: str, place: Site) -> str:
+    """Write block numbers as distances from the claimed block."""
+    words = []
+    for word in found.split():
+        parts = word.split(".")
+        if parts[0] == "h" and len(parts) > 2 and parts[1].isdigit():
+            away = int(parts[1]) - (place.layer or 0)
+            word = ".".join(["h", f"{away:+d}", *parts[2:]])
+        words.append(word)
+    return " ".join(words)
+
+
+def _source(function: Function) -> tuple[str, int]:
+    try:
+        inner = inspect.unwrap(function)
+        file = inspect.getsourcefile(inner) or ""
+        return file, inspect.getsourcelines(inner)[1]
+    except (TypeError, OSError):
+        return "", 0

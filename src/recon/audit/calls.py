@@ -1,0 +1,314 @@
+"""Run a capture function in several situations, and keep all that happened."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from recon import gpt2
+from recon.audit.returned import Returned, take_apart
+from recon.audit.watch import Change, Keeper, State, changes
+from recon.errors import ReconError
+from recon.recorder import Options, Recorder
+from recon.trace import Trace
+from recon.verification import record
+
+Effort: TypeAlias = Literal["quick", "default", "thorough"]
+Function: TypeAlias = Callable[..., Any]
+
+_SEED = 20_26
+_TOKENS = 11
+
+
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """One way to call the function: the inputs, and the state of the model."""
+
+    name: str
+    inputs: Mapping[str, Tensor]
+    grad: bool = True
+    train: bool = False
+    raises: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The size of the batch."""
+        return int(self.inputs["input_ids"].shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What one call returned, what the model did meanwhile, and what was left behind.
+
+    ``passes`` are copies made as the model ran, ``aliases`` the same tensors by
+    reference, so that later edits show; ``clean`` is the model's own run on these
+    inputs without the code. ``hooked`` says that the code registered hooks, ``broken``
+    why hidden states would be missing afterwards.
+    """
+
+    situation: Situation
+    returned: Returned
+    passes: tuple[Trace, ...]
+    aliases: tuple[Trace, ...]
+    clean: Trace | None
+    changes: tuple[Change, ...]
+    hooked: bool
+    versions: Mapping[str, int]
+    error: str = ""
+    traceback: str = ""
+    broken: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What is known when the function has returned or raised."""
+
+    returned: Returned
+    before: State
+    after: State
+    hooked: bool
+    error: str
+    traceback: str
+
+
+class _InterruptionError(RuntimeError):
+    """What the audit makes a pass raise half way."""
+
+
+def situations(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor] | None,
+    takes: frozenset[str],
+    effort: Effort,
+) -> Iterator[Situation]:
+    """Yield the situations of an audit, the one that is judged in full first.
+
+    ``takes`` are the inputs that the function accepts; ``inputs`` replace the first
+    prompts.
+    """
+    config = gpt2.base(model).config
+    longest = int(config.n_positions)
+    device = next(model.parameters()).device
+
+    def ids(rows: int, tokens: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        size = (rows, min(tokens, longest))
+        made = torch.randint(config.vocab_size, size, generator=generator)
+        return made.to(device)
+
+    def plain(rows: int, tokens: int, seed: int) -> dict[str, Tensor]:
+        return {"input_ids": ids(rows, tokens, seed)}
+
+    tokens, others = _lengths(config)
+    rows = 3 if config.n_layer not in (2, 3) else 5
+    first = plain(rows, tokens, 1)
+    if inputs is not None:
+        yield Situation("the given inputs", dict(inputs))
+    yield Situation(f"a batch of {rows}", first)
+    yield Situation(f"another batch of {rows}", plain(rows, tokens, 2))
+    yield Situation("a pass that raises", plain(1, tokens, 3), raises=True)
+    if effort == "quick":
+        return
+    yield Situation("the first batch again", first)
+    yield Situation("one prompt", plain(1, others, 4))
+    yield Situation("under no_grad", plain(2, tokens, 5), grad=False)
+    yield Situation("train mode", plain(2, tokens, 6), train=True)
+    if "attention_mask" in takes:
+        yield Situation("a batch padded on the right", _padded(first, right=True))
+        yield Situation("a batch padded on the left", _padded(first, right=False))
+    if effort == "thorough":
+        yield Situation("one token", plain(2, 1, 7))
+        yield Situation("a long prompt", plain(1, min(longest, 96), 8))
+        yield Situation("a batch of 7", plain(7, tokens - 3, 9))
+        yield Situation("one prompt again", plain(1, others, 4))
+
+
+def _lengths(config: Any) -> tuple[int, int]:
+    """Return two numbers of tokens that no other axis has: a mix-up changes a shape."""
+    width = config.n_embd // config.n_head
+    taken = {config.n_head, config.n_layer, config.n_layer + 1, width, config.n_embd}
+    free = (n for n in range(_TOKENS, config.n_positions + 1) if n not in taken)
+    tokens = next(free, min(_TOKENS, config.n_positions))
+    return tokens, next(free, tokens)
+
+
+def _padded(inputs: Mapping[str, Tensor], *, right: bool) -> dict[str, Tensor]:
+    ids = inputs["input_ids"].clone()
+    mask = torch.ones_like(ids)
+    for row, missing in enumerate((0, 2, 4)[: len(ids)]):
+        place = slice(ids.shape[1] - missing, None) if right else slice(0, missing)
+        mask[row, place] = 0
+        ids[row, place] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def accepted(function: Function) -> frozenset[str]:
+    """Return the names of the inputs, besides the model, that a function takes."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return frozenset({"input_ids"})
+    return frozenset(parameters) & {"attention_mask", "position_ids", "token_type_ids"}
+
+
+def _wanted(function: Function, ids: Tensor) -> dict[str, Tensor]:
+    """Return what a function cannot be called without, for a plain batch."""
+    usual = {
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+        "position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids),
+    }
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    needed = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty]
+    return {name: usual[name] for name in needed if name in usual}
+
+
+class Caller:
+    """Calls one function on one model, and puts everything back after each call."""
+
+    def __init__(self, function: Function, model: nn.Module) -> None:
+        self._function, self._model = function, model
+        self._takes = accepted(function)
+        self._keeper = Keeper(model)
+        self._body = False
+
+    @property
+    def name(self) -> str:
+        """What the function is called; it may say what a bare ``layer_3`` is of."""
+        return str(getattr(self._function, "__name__", ""))
+
+    def call(self, situation: Situation) -> Call:
+        """Run the function once; never raises what the function raises."""
+        done = self._once(situation)
+        whole = gpt2.base(self._model) is self._model
+        if not done.passes and not self._body and not whole and not situation.raises:
+            # The function may run the body alone, without the head.
+            self._body = True
+            done = self._once(situation)
+            self._body = bool(done.passes)
+        return done
+
+    def _once(self, situation: Situation) -> Call:
+        clean = None if situation.raises else self._clean(situation)
+        root = gpt2.base(self._model) if self._body else self._model
+        copies = Recorder(gpt2.plan(root), Options(clone=True, keep="all"))
+        aliases = Recorder(gpt2.plan(root), Options(keep="all"))
+        with self._prepared(situation):
+            with copies, aliases:
+                run = self._run(situation)
+            versions = {
+                name: tensor._version
+                for name, tensor in run.returned.tensors.items()
+                if not tensor.is_inference()
+            }
+            return Call(
+                situation,
+                run.returned,
+                tuple(one for one in copies.traces if one.complete),
+                tuple(one for one in aliases.traces if one.complete),
+                clean,
+                tuple(changes(run.before, run.after)),
+                run.hooked,
+                versions,
+                run.error,
+                run.traceback,
+                gpt2.hidden_states_problem(self._model),
+            )
+
+    def _run(self, situation: Situation) -> _Run:
+        value, error, told = None, "", ""
+        inputs = {name: given.clone() for name, given in situation.inputs.items()}
+        ids = inputs.pop("input_ids")
+        more = _wanted(self._function, ids) | inputs
+        more = {name: given for name, given in more.items() if name in self._takes}
+        torch.set_grad_enabled(situation.grad)
+        before = State.of(self._model)
+        first = RemovableHandle.next_id
+        try:
+            with _silent():
+                value = self._function(self._model, ids, **more)
+        except Exception as raised:  # the function's own: reported as a finding
+            if not _interrupted(raised):
+                error, told = _words(raised), _told(raised)
+        made = RemovableHandle.next_id - first
+        after = State.of(self._model)
+        own = [one for one in after.found if one.by_transformers]
+        made -= len([one for one in own if one not in before.found])
+        returned = take_apart(value)
+        if value is None and not error and not situation.raises:
+            returned.empty.append("")
+        return _Run(returned, before, after, made > 0, error, told)
+
+    def _clean(self, situation: Situation) -> Trace | None:
+        """Return what the model computes by itself, from the same random state."""
+        with self._prepared(situation):
+            try:
+                return record(self._model, **situation.inputs)
+            except ReconError:
+                return None
+
+    @contextmanager
+    def _prepared(self, situation: Situation) -> Iterator[None]:
+        self._model.train(situation.train)
+        torch.manual_seed(_SEED)
+        blocks = gpt2.base(self._model).h
+        middle = (
+            blocks[len(blocks) // 2].mlp if situation.raises and len(blocks) else None
+        )
+        if middle is not None:
+            middle.__dict__["forward"] = _raise
+        try:
+            yield
+        finally:
+            if middle is not None and middle.__dict__.get("forward") is _raise:
+                del middle.__dict__["forward"]
+            self._keeper.put_back()
+
+
+def _raise(*args: Any, **kwargs: Any) -> Any:
+    raise _InterruptionError("raised on purpose, half way through the pass")
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error is, or was raised while handling, the one raised on purpose."""
+    while error is not None:
+        if isinstance(error, _InterruptionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _words(error: BaseException) -> str:
+    words = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _told(error: BaseException) -> str:
+    """Return the traceback from the audited function on."""
+    frames = error.__traceback__.tb_next if error.__traceback__ else None
+    return "".join(traceback.format_exception(type(error), error, frames))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the function prints and warns of out of the report."""
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,335 @@
+"""What the name of a capture promises: its honest readings.
+
+A name in one of the vocabularies (recon, Hugging Face, TransformerLens) has one
+reading, sometimes with a second form. A loose name (``layer_3``, ``attn_3``)
+has several; which of them the code means is decided later, for all layers at once.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from recon.errors import UnknownSiteError, UsageError
+from recon.sites import Site, site
+
+Names: TypeAlias = Literal["auto", "recon", "hf", "transformer-lens", "nnsight"]
+NAMES: tuple[Names, ...] = ("auto", "recon", "hf", "transformer-lens", "nnsight")
+
+_WRAPPERS = re.compile(
+    r"^(?:(?:module|_orig_mod|base_model|model|_model|_module|gpt2|net|self)\.)+"
+)
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One thing that a name may mean: a site, in a form, by a convention.
+
+    ``convention`` is the same for all layers of one kind of name, so that a set of
+    names can be read in one way: a part and what the number counts from.
+    """
+
+    site: Site
+    form: str = ""
+    convention: str = ""
+
+    def __str__(self) -> str:
+        words = {"normalized": " before weight and bias", "scale": "'s divisor"}
+        return (
+            f"{self.site}{words.get(self.form, ' ' + self.form if self.form else '')}"
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A name and its readings, the most natural first; none: it promises nothing.
+
+    ``family`` is the name without its number; ``strict`` names have one meaning.
+    """
+
+    name: str
+    readings: tuple[Reading, ...]
+    family: str
+    strict: bool = False
+
+
+class Reader:
+    """Reads names for a model of ``depth`` blocks, by the user's own claims first."""
+
+    def __init__(
+        self,
+        depth: int,
+        tied_last: bool,
+        claims: Mapping[str, str] | None = None,
+        names: Names = "auto",
+        context: str = "",
+    ) -> None:
+        if names not in NAMES:
+            raise UsageError(f"names={names!r}: expected one of {', '.join(NAMES)}")
+        self._depth, self._tied, self._names = depth, tied_last, names
+        self._context = frozenset(_words(context)) - _STATES
+        self._own = [_template(k, v, depth) for k, v in (claims or {}).items()]
+
+    def read(self, name: str, entries: int | None = None) -> Claim:
+        """Return what a name promises; ``entries`` is the length of its list, if any.
+
+        The elements of a list are named ``name.0``, ``name.1`` and so on.
+        """
+        family = _NUMBER.sub("{l}", _plain(name), count=1)
+        for pattern, target in self._own:
+            if found := pattern.fullmatch(name):
+                wanted = target.format(**found.groupdict())
+                return Claim(name, (Reading(site(wanted)),), family, strict=True)
+        if strict := self._strict(_WRAPPERS.sub("", name)):
+            return Claim(name, strict, family, strict=True)
+        readings = tuple(self._loose(name, entries))
+        return Claim(name, tuple(dict.fromkeys(readings)), family)
+
+    def exists(self, place: Site) -> bool:
+        """Whether the model has a block of this number."""
+        return place.layer is None or 0 <= place.layer < self._depth
+
+    # -- names with one meaning ------------------------------------------------
+
+    def _strict(self, name: str) -> tuple[Reading, ...]:
+        for spelling in _spellings(name):
+            if (state := _STATE.fullmatch(spelling)) is not None:
+                place = self.state(int(state[1]))
+                return (Reading(place),) if place is not None else ()
+            for pattern, part, forms in _LENS_EXTRA:
+                if found := pattern.fullmatch(spelling):
+                    layer = int(found[1]) if found.groups() else None
+                    return tuple(Reading(Site(part, layer), form) for form in forms)
+            try:
+                place = site(spelling)
+            except UnknownSiteError:
+                continue
+            if not self.exists(place):
+                return ()
+            return (Reading(place), *_other_forms(spelling, place))
+        return ()
+
+    def state(self, number: int) -> Site | None:
+        """Return the site of an entry of hidden_states."""
+        if 0 <= number < self._depth:
+            return Site("resid_pre", number)
+        if number == self._depth:
+            return Site("ln_f") if self._tied else Site("resid_post", number - 1)
+        return None
+
+    # -- loose names -----------------------------------------------------------
+
+    def _loose(self, name: str, entries: int | None) -> Iterator[Reading]:
+        words = _words(name)
+        numbers = [int(word) for word in words if word.isdigit()]
+        bare = frozenset(word for word in words if not word.isdigit())
+        if "last" in bare and not numbers and bare & _STATES:
+            numbers = [self._depth - 1]
+        parts = _parts(bare)
+        if bare and bare <= _WEAK and len(numbers) > 1:
+            parts = _HEADS
+        elif bare <= _WEAK:
+            # Captures of a function mlp_outputs may well be called layer_3.
+            parts = (*parts, *_parts(self._context))
+        if not numbers:
+            yield from (
+                Reading(Site(part), convention=part)
+                for part in parts
+                if Site(part).depth[0] != 1
+            )
+            return
+        number = numbers[0]
+        states = bool(bare & _STATES) or not parts or "resid_post" in parts
+        if bare & {"hidden", "hiddens", "hs"} and bare & {"states", "state", "hs"}:
+            yield from self._as_state(number)
+        for start in (0, 1):
+            for part in parts:
+                place = Site(part, number - start) if _in_block(part) else Site(part)
+                if self.exists(place):
+                    yield Reading(place, convention=f"{part} from {start}")
+                    for other in _other_forms(name, place):
+                        yield Reading(
+                            place, other.form, f"{part} from {start} {other.form}"
+                        )
+        if states and (parts or bare & _STATES or not bare):
+            yield from self._as_state(number)
+
+    def _as_state(self, number: int) -> Iterator[Reading]:
+        place = self.state(number)
+        if place is not None:
+            yield Reading(place, convention="index into hidden_states")
+
+
+def _in_block(part: str) -> bool:
+    return Site(part, 0).depth[0] == 1
+
+
+_WRITTEN = frozenset(
+    {"wte", "wpe", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
+)
+_STATE = re.compile(r"hidden_states?[.\[](\d+)\]?")
+# TransformerLens names whose site recon has under another name, with honest forms.
+_LENS_EXTRA: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
+    (re.compile(r"blocks\.(\d+)\.ln1\.hook_scale"), "ln_1", ("scale",)),
+    (re.compile(r"blocks\.(\d+)\.ln2\.hook_scale"), "ln_2", ("scale",)),
+    (re.compile(r"ln_final\.hook_scale"), "ln_f", ("scale",)),
+    (re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_result"), "attn.out", ("by head",)),
+    (re.compile(r"blocks\.(\d+)\.hook_attn_in"), "resid_pre", ("",)),
+    (re.compile(r"blocks\.(\d+)\.hook_[qkv]_input"), "resid_pre", ("",)),
+    (re.compile(r"blocks\.(\d+)\.hook_mlp_in"), "resid_mid", ("",)),
+)
+
+
+def _other_forms(name: str, place: Site) -> Iterator[Reading]:
+    """Yield what a library of that name shows instead, by design."""
+    if name.endswith("hook_normalized"):
+        yield Reading(place, "normalized")
+    if "hook_" in name and place.part in _WRITTEN:
+        # TransformerLens centres the weights that write to the stream.
+        yield Reading(place, "centered")
+    if place.part in ("attn.scores", "cross.scores"):
+        yield Reading(place, "-inf")
+        yield Reading(place, "raw")
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Yield a name as it is and without what libraries put around module paths."""
+    dotted = re.sub(r"\[(\d+)\]", r".\1", name)
+    yield dotted
+    for ending in (".output.0", ".output", ".out", "_output", ".outputs", ".output[0]"):
+        if dotted.endswith(ending):
+            yield dotted.removesuffix(ending)
+    for ending in (".inputs", ".input.0", ".inputs.0", ".inputs.0.0", "_input", ".in"):
+        if dotted.endswith(ending):
+            yield f"{dotted.removesuffix(ending)}.input"
+    if dotted.startswith("gpt2."):
+        yield dotted.removeprefix("gpt2.")
+
+
+def _plain(name: str) -> str:
+    """Write the numbers that belong to a part, as in ``ln_1``, in letters."""
+
+    def spelt(found: re.Match[str]) -> str:
+        return f"{found[1]}{'one' if found[2] == '1' else 'two'}"
+
+    return re.sub(r"(?i)(ln|norm|layernorm)_?([12])(?!\d)", spelt, name)
+
+
+def _words(name: str) -> list[str]:
+    """Split ``hL3_attnOut`` into lower-case words and numbers."""
+    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", _plain(name))
+    return [word.lower() for word in re.findall(r"[A-Za-z]+|\d+", spaced)]
+
+
+_STATES = frozenset(
+    {
+        "layer",
+        "layers",
+        "block",
+        "blocks",
+        "h",
+        "hidden",
+        "resid",
+        "residual",
+        "hs",
+        "l",
+    }
+    | {"state", "states", "stream", "hiddens", "acts", "activations", "activation"}
+)
+# Words that name a block, and not what of it.
+_WEAK = frozenset({"layer", "layers", "block", "blocks", "h", "l", "head", "heads"})
+_HEADS = ("attn.z", "attn.pattern", "attn.q", "attn.k", "attn.v", "attn.scores")
+_ATTENTION = frozenset({"attn", "attention", "attentions", "attns", "sa", "mha"})
+_MLP = frozenset({"mlp", "ffn", "ff", "feedforward", "mlps"})
+_IN = frozenset({"in", "input", "inp", "inputs", "pre", "before"})
+_OUT = frozenset({"out", "output", "outputs", "post", "after"})
+
+
+def _parts(words: frozenset[str]) -> tuple[str, ...]:
+    """Return the parts of the vocabulary that words may mean, the likeliest first."""
+    rules: Sequence[tuple[bool, tuple[str, ...]]] = (
+        (bool(words & {"logits", "logit"}), ("logits",)),
+        (bool(words & {"wpe", "pos", "position", "positional"}), ("wpe",)),
+        (bool(words & {"wte", "tok"}), ("wte",)),
+        ({"token", "embed"} <= words or {"token", "embedding"} <= words, ("wte",)),
+        (bool(words & {"embed", "embedding", "embeddings", "emb"}), ("embed", "wte")),
+        (
+            bool(words & {"lnf", "ln_f", "final"}) and not words & (_ATTENTION | _MLP),
+            ("ln_f",),
+        ),
+        ({"ln", "f"} <= words, ("ln_f",)),
+        (bool(words & {"lnone", "normone", "layernormone"}), ("ln_1",)),
+        (bool(words & {"lntwo", "normtwo", "layernormtwo"}), ("ln_2",)),
+        ("fc" in words, ("mlp.pre",)),
+        ("proj" in words and bool(words & _MLP), ("mlp.out", "mlp_out")),
+        ("proj" in words and bool(words & _ATTENTION), ("attn.out", "attn_out")),
+        (bool(words & {"qkv"}) or {"c", "attn"} <= words, ("attn.qkv",)),
+        (bool(words & {"pattern", "patterns", "probs", "weights"}), ("attn.pattern",)),
+        (bool(words & {"attentions"}), ("attn.pattern",)),
+        (bool(words & {"scores", "score"}), ("attn.scores",)),
+        (bool(words & {"q", "query", "queries"}), ("attn.q",)),
+        (bool(words & {"k", "key", "keys"}), ("attn.k",)),
+        (bool(words & {"v", "value", "values"}), ("attn.v",)),
+        (bool(words & {"z", "head", "heads"}), _HEADS),
+        (bool(words & {"mid", "middle"}), ("resid_mid",)),
+        (bool(words & _MLP) and bool(words & _IN), ("mlp.pre", "ln_2", "resid_mid")),
+        (bool(words & _MLP) and "post" in words, ("mlp.post", "mlp_out", "mlp.out")),
+        (bool(words & (_MLP | {"act", "neurons", "neuron", "gelu"})) and
+         bool(words & {"act", "acts", "activation", "neurons", "neuron", "gelu",
+                       "hidden", "activations"}),
+         ("mlp.post", "mlp.pre", "mlp_out", "mlp.out")),
+        (bool(words & _MLP) and bool(words & _OUT), ("mlp_out", "mlp.out")),
+        (bool(words & _MLP), ("mlp_out", "mlp.out", "mlp.post", "mlp.pre")),
+        (bool(words & _ATTENTION) and bool(words & _IN), ("ln_1", "resid_pre")),
+        (bool(words & _ATTENTION) and bool(words & _OUT), ("attn_out", "attn.out")),
+        (bool(words & _ATTENTION), ("attn_out", "attn.out", "attn.pattern", "attn.z")),
+        (bool(words & {"norm", "ln", "layernorm"}), ("ln_1", "ln_2")),
+        (bool(words & _STATES) and bool(words & _IN), ("resid_pre",)),
+        (bool(words & _STATES), ("resid_post",)),
+    )  # fmt: skip
+    return next((parts for holds, parts in rules if holds), ())
+
+
+# -- the user's own claims ------------------------------------------------------
+
+
+def _template(name: str, target: str, depth: int) -> tuple[re.Pattern[str], str]:
+    """Turn ``layer_{l}`` into a pattern; checks that the target names a site."""
+    try:
+        site(target.replace("{l}", "0"))
+    except UnknownSiteError as error:
+        raise UsageError(f"claim {name}={target}: {error}") from error
+    escaped = re.escape(name).replace(r"\{l\}", r"(?P<l>\d+)", 1)
+    if "{l}" in target and "{l}" not in name:
+        raise UsageError(f"claim {name}={target}: {{l}} stands in the site only")
+    return re.compile(escaped), target
+
+
+def parse_claim(text: str) -> tuple[str, str]:
+    """Split ``layer_{l}=h.{l}.resid_post``; raises UsageError if it is no claim."""
+    name, equals, target = text.partition("=")
+    if not equals or not name.strip() or not target.strip():
+        raise UsageError(
+            f"claim {text!r}: expected NAME=SITE, such as "
+            "layer_{l}=h.{l}.resid_post"
+        )
+    return name.strip(), target.strip()
+
+
+def read_claims(path: Path) -> dict[str, str]:
+    """Read a TOML table of names and sites; raises UsageError if it is none."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as claims: {error}") from error
+    table = table.get("claims", table)
+    odd = [k for k, v in table.items() if not isinstance(v, str)]
+    if odd or not table:
+        what = f"{odd[0]!r} is no string" if odd else "it holds no claim"
+        raise UsageError(f'{path}: {what}; expected lines such as layer_3 = "h.3.mlp"')
+    return dict(table)

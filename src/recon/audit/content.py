@@ -1,0 +1,150 @@
+"""Find tensors by content, whatever their layout: sums of element hashes.
+
+The hash of a tensor is the sum, modulo 2^64, of a hash of each element, so it does not
+depend on shape or order, and the hash of a slice is a partial sum. One pass over the
+bytes of a site thus gives the hashes of all its rows, tokens, heads and ranges of them;
+a foreign tensor is looked up among these in one pass over its own. Hits are compared
+bit by bit afterwards: a hash proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Int64: TypeAlias = npt.NDArray[np.int64]
+Kind: TypeAlias = Literal["at", "from", "until"]
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Odd constants of the finaliser of MurmurHash3 (Appleby), as signed numbers.
+_FIRST = -0xAE502812AA7333
+_SECOND = -0x3B314601E57A13AD
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an entry: some axes held at one index, or a range of one axis.
+
+    ``("at", (0, 1), (2, 5))`` holds axis 0 at 2 and axis 1 at 5; ``from`` and ``until``
+    cut one axis.
+    """
+
+    kind: Kind = "at"
+    axes: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the piece, with the axes that were held kept at length 1."""
+        for axis, place in zip(self.axes, self.index, strict=True):
+            if self.kind == "at":
+                tensor = tensor.narrow(axis, place, 1)
+            elif self.kind == "from":
+                tensor = tensor.narrow(axis, place, tensor.shape[axis] - place)
+            else:
+                tensor = tensor.narrow(axis, 0, place)
+        return tensor
+
+
+WHOLE = Part()
+
+
+def hashes(tensor: Tensor) -> Tensor:
+    """Return a hash (int64) for each element; equal values of one dtype hash alike."""
+    # Adding zero makes a negative zero positive.
+    values = tensor.detach().cpu() + 0
+    bits = values.contiguous().view(_BITS[values.element_size()]).long()
+    bits = (bits ^ (bits >> 29)) * _FIRST
+    bits = (bits ^ (bits >> 32)) * _SECOND
+    return bits ^ (bits >> 29)
+
+
+def digest(tensor: Tensor) -> int:
+    """Return the hash of a whole tensor."""
+    return int(hashes(tensor).sum())
+
+
+def along(tensor: Tensor, axis: int) -> list[int]:
+    """Return the hash of each slice along an axis."""
+    others = [n for n in range(tensor.ndim) if n != axis]
+    each = hashes(tensor)
+    summed: list[int] = (each.sum(others) if others else each).tolist()
+    return summed
+
+
+class Index:
+    """The hashes of the pieces of many tensors; ``find`` says which have a content."""
+
+    def __init__(self) -> None:
+        self._hashes: list[Int64] = []
+        self._owners: list[tuple[int, Kind, tuple[int, ...], tuple[int, ...], int]] = []
+        self._sorted: tuple[Int64, Int64] | None = None
+
+    def add(self, number: int, tensor: Tensor) -> None:
+        """Enter a tensor under a number. All axes but the last are taken apart."""
+        each = hashes(tensor)
+        last = each.ndim - 1
+        leading = each.sum(last)
+        for size in range(last + 1):
+            for axes in combinations(range(last), size):
+                gone = [n for n in range(last) if n not in axes]
+                self._enter(
+                    number, "at", axes, leading.sum(gone) if gone else leading, 0
+                )
+        features = each.sum(list(range(last))) if last else each
+        self._enter(number, "at", (last,), features, 0)
+        for axis in range(last + 1):
+            others = [n for n in range(last) if n != axis]
+            line = features
+            if axis < last:
+                line = leading.sum(others) if others else leading
+            sums = line.cumsum(0)
+            self._enter(number, "until", (axis,), sums[:-1], 1)
+            self._enter(number, "from", (axis,), sums[-1] - sums[:-1], 1)
+        self._sorted = None
+
+    def _enter(
+        self, number: int, kind: Kind, axes: tuple[int, ...], found: Tensor, first: int
+    ) -> None:
+        self._hashes.append(found.reshape(-1).numpy())
+        self._owners.append((number, kind, axes, tuple(found.shape), first))
+
+    def find(self, wanted: int) -> Iterator[tuple[int, Part]]:
+        """Yield number and piece of everything with this hash, whole tensors first."""
+        if self._sorted is None:
+            self._sort()
+        assert self._sorted is not None
+        values, order = self._sorted
+        low, high = (
+            np.searchsorted(values, wanted, "left"),
+            np.searchsorted(values, wanted, "right"),
+        )
+        starts = self._starts
+        for position in sorted(order[low:high].tolist()):
+            group = int(np.searchsorted(starts, position, "right")) - 1
+            number, kind, axes, shape, first = self._owners[group]
+            inside = position - int(starts[group])
+            places = np.unravel_index(inside, shape) if shape else ()
+            yield number, Part(kind, axes, tuple(int(p) + first for p in places))
+
+    def _sort(self) -> None:
+        lengths = [len(one) for one in self._hashes]
+        self._starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        joined = np.concatenate(self._hashes) if self._hashes else np.empty(0, np.int64)
+        order = np.argsort(joined, kind="stable")
+        self._sorted = joined[order], order
+
+
+def joined(parts: Iterable[Part]) -> tuple[int, list[int]] | None:
+    """Return axis and indices of pieces that each hold one index of the same axis."""
+    several = list(parts)
+    if any(part.kind != "at" or len(part.axes) != 1 for part in several):
+        return None
+    axes = {part.axes[0] for part in several}
+    return (axes.pop(), [part.index[0] for part in several]) if len(axes) == 1 else None

@@ -1,0 +1,346 @@
+"""What is a tensor, really? Searched among everything that the model computed.
+
+First by content, whatever the layout (``content``), then bit by bit (``layouts``), then
+up to rounding, among multiples, sums and other formulas (``near``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from recon.audit import quantities
+from recon.audit.content import WHOLE, Index, Part, along, digest, joined
+from recon.audit.layouts import Layout, layout
+from recon.audit.near import Near, Neighbourhood, allowance
+from recon.audit.quantities import Quantity
+from recon.sites import Site
+from recon.trace import Trace
+
+Wanted: TypeAlias = Callable[[Quantity], bool]
+
+_NARROW = (torch.bfloat16, torch.float16)
+# A value such as a row of zeros is everywhere: more hits than these prove nothing.
+_MOST_HITS = 48
+_LONGEST_AXIS = 512
+_WORDS = {"B": "row", "T": "token", "H": "head"}
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """Bit-identical to (a piece of) a quantity.
+
+    ``cast`` names the dtype that the values were rounded to on the way, ``taken`` the
+    indices along ``axis`` where several single ones were taken, ``picked`` the pieces
+    that were put together where each holds several axes, as a token of each row does.
+    """
+
+    quantity: Quantity
+    part: Part
+    layout: Layout
+    ties: tuple[Quantity, ...] = ()
+    cast: torch.dtype | None = None
+    axis: str = ""
+    taken: tuple[int, ...] = ()
+    picked: tuple[Part, ...] = ()
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Axes that are held at one index, by name."""
+        if self.part.kind != "at":
+            return {}
+        names = (self.quantity.axes[axis] for axis in self.part.axes)
+        return dict(zip(names, self.part.index, strict=True))
+
+    @property
+    def cut(self) -> str:
+        """The axis of which only a range or a selection is there; empty for none."""
+        if self.taken:
+            return self.axis
+        whole = self.part.kind == "at"
+        return "" if whole else self.quantity.axes[self.part.axes[0]]
+
+    @property
+    def words(self) -> str:
+        """Say what it is: ``h.3.attn.k, row 0 (bit-identical), in layout T H d``."""
+        cast = f", rounded to {str(self.cast).removeprefix('torch.')}"
+        pieces = [
+            self.quantity.label,
+            *(f", {_WORDS.get(a, f'index of {a}')} {i}" for a, i in self.held.items()),
+            *self._range(),
+            cast if self.cast is not None else " (bit-identical)",
+            f", {self.layout}",
+        ]
+        return "".join(pieces)
+
+    def _range(self) -> Iterator[str]:
+        if self.picked:
+            yield f", one piece of each {_WORDS.get(self.axis, self.axis)}"
+        elif self.taken:
+            name = _WORDS.get(self.axis, self.axis)
+            yield f", {name}s {_several(self.taken)}"
+        elif self.part.kind != "at":
+            name = _WORDS.get(self.cut, f"index of {self.cut}")
+            first = self.part.index[0]
+            words = (
+                f"from {first} on" if self.part.kind == "from" else f"before {first}"
+            )
+            yield f", {name}s {words}"
+
+
+def _several(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:6]))
+    return f"{shown}, ..." if len(numbers) > 6 else shown
+
+
+class Catalogue:
+    """Everything that some passes computed, to look tensors up in.
+
+    ``passes`` gives each trace with the words for its run, empty for the pass that is
+    asked for; the first of those is the one that formulas are applied to.
+    """
+
+    def __init__(
+        self, passes: Iterable[tuple[str, Trace]], mask: Tensor | None = None
+    ) -> None:
+        self._passes = list(passes)
+        self._mask = mask
+        self._quantities: list[Quantity] = []
+        for run, trace in self._passes:
+            self._quantities += quantities.computed(trace, run)
+            if not run:
+                self._quantities += quantities.missplit(trace)
+        self._casts: dict[torch.dtype, Index] = {}
+
+    @property
+    def current(self) -> list[Trace]:
+        """The passes of the run that is asked for."""
+        return [trace for run, trace in self._passes if not run]
+
+    @cached_property
+    def _index(self) -> Index:
+        return self._indexed(lambda tensor: tensor)
+
+    def _indexed(self, change: Callable[[Tensor], Tensor]) -> Index:
+        index = Index()
+        for number, one in enumerate(self._quantities):
+            index.add(number, change(one.tensor))
+        return index
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return self._quantities[0].tensor.dtype if self._quantities else torch.float32
+
+    # -- exactly ---------------------------------------------------------------
+
+    def exact(self, found: Tensor, prefer: Wanted) -> Exact | None:
+        """Return what a tensor is bit-identical to, a preferred quantity first."""
+        if not self._quantities or not found.is_floating_point():
+            return None
+        for values, index, cast in self._views(found.detach().cpu()):
+            if hit := self._piece(values, index, cast, prefer):
+                return hit
+            if hit := self._selection(values, index, cast, prefer):
+                return hit
+        return None
+
+    def _views(
+        self, found: Tensor
+    ) -> Iterator[tuple[Tensor, Index, torch.dtype | None]]:
+        """Yield the tensor in the model's dtype, and the roundings it may have seen."""
+        own = self._dtype
+        if found.dtype == own or _holds(found, own):
+            yield found.to(own), self._index, None
+        for narrow in _NARROW:
+            if narrow != own and (found.dtype == narrow or _holds(found, narrow)):
+                if narrow not in self._casts:
+                    self._casts[narrow] = self._indexed(lambda t, n=narrow: t.to(n))  # type: ignore[misc]
+                yield found.to(narrow), self._casts[narrow], narrow
+
+    def _piece(
+        self, values: Tensor, index: Index, cast: torch.dtype | None, prefer: Wanted
+    ) -> Exact | None:
+        hits: list[Exact] = []
+        for seen, (number, part) in enumerate(index.find(digest(values))):
+            if seen >= _MOST_HITS:
+                break
+            one = self._quantities[number]
+            whole = part.of(one.tensor)
+            known = whole if cast is None else whole.to(cast)
+            if (order := layout(known, one.axes, values)) is not None:
+                hits.append(Exact(one, part, order, cast=cast))
+        return _best(hits, prefer)
+
+    def _selection(
+        self, values: Tensor, index: Index, cast: torch.dtype | None, prefer: Wanted
+    ) -> Exact | None:
+        """Find a tensor that puts together several indices of one axis."""
+        for axis in range(values.ndim):
+            if not 1 < values.shape[axis] <= _LONGEST_AXIS:
+                continue
+            places = [list(_first(index, one)) for one in along(values, axis)]
+            shared = {n for n, _ in places[0]} if places and all(places) else set()
+            for number in sorted(shared):
+                parts = [
+                    next((p for n, p in some if n == number), WHOLE) for some in places
+                ]
+                if hit := self._put_together(number, parts, axis, values, cast):
+                    return hit
+        return None
+
+    def _put_together(
+        self,
+        number: int,
+        parts: Sequence[Part],
+        axis: int,
+        values: Tensor,
+        cast: torch.dtype | None,
+    ) -> Exact | None:
+        held = joined(parts)
+        one = self._quantities[number]
+        if held is None:
+            return _picked(one, parts, axis, values, cast)
+        chosen = one.tensor.index_select(held[0], torch.tensor(held[1]))
+        order = layout(chosen if cast is None else chosen.to(cast), one.axes, values)
+        if order is None:
+            return None
+        name = one.axes[held[0]]
+        return Exact(one, WHOLE, order, (), cast, name, tuple(held[1]))
+
+    # -- up to rounding ----------------------------------------------------------
+
+    def near(
+        self, found: Tensor, wanted: Sequence[Site], prefer: Wanted
+    ) -> Near | None:
+        """Return what a tensor is up to rounding, else what it is nearest to.
+
+        Other formulas are tried at the sites that are ``wanted``.
+        """
+        if not self.current or not found.is_floating_point():
+            return None
+        found = found.detach().cpu()
+        allowed = max(allowance(found.dtype), allowance(self._dtype))
+        answers = []
+        # One after the other: the later ones are dearer to build.
+        for neighbourhood in (
+            lambda: self._sites,
+            lambda: self._formulas(tuple(wanted)),
+            lambda: self._forms,
+        ):
+            answer = neighbourhood().explain(self.arranged(found), allowed, prefer)
+            if answer is not None and answer.how != "nearest":
+                return answer
+            if answer is not None:
+                answers.append(answer)
+        return min(answers, key=lambda one: one.distance, default=None)
+
+    def arranged(self, found: Tensor) -> Tensor:
+        """Write the heads of ``B H T d`` or ``B T H d`` side by side, if it is that."""
+        heads = self.current[0].facts.heads
+        width = self.current[0].facts.width
+        if found.ndim < 3 or found.shape[-1] * heads != width:
+            return found
+        if found.shape[-2] == heads:
+            return found.flatten(-2)
+        if found.shape[-3] == heads:
+            return found.transpose(-2, -3).flatten(-2)
+        return found
+
+    @cached_property
+    def _sites(self) -> Neighbourhood:
+        trace = self.current[0]
+        return Neighbourhood(
+            [*quantities.computed(trace), *quantities.missplit(trace)],
+            quantities.parameters(trace),
+        )
+
+    @cached_property
+    def _forms(self) -> Neighbourhood:
+        trace = self.current[0]
+        return Neighbourhood(
+            [
+                *quantities.computed(trace),
+                *quantities.reshaped(trace),
+                *quantities.reductions(trace, self._mask),
+                *quantities.layer_means(trace),
+            ],
+            quantities.parameters(trace),
+        )
+
+    def _formulas(self, wanted: tuple[Site, ...]) -> Neighbourhood:
+        made = [
+            one
+            for trace in self.current[:1]
+            for place in dict.fromkeys(wanted)
+            if place in trace
+            for one in quantities.other_formulas(trace, place)
+        ]
+        return Neighbourhood(made)
+
+
+def _picked(
+    one: Quantity,
+    parts: Sequence[Part],
+    axis: int,
+    values: Tensor,
+    cast: torch.dtype | None,
+) -> Exact | None:
+    """Put together pieces that hold several axes each, as one token of every row."""
+    if any(part.kind != "at" or part.axes != parts[0].axes for part in parts):
+        return None
+    pieces = [part.of(one.tensor).squeeze() for part in parts]
+    whole = torch.stack(pieces, min(axis, pieces[0].ndim))
+    known = whole if cast is None else whole.to(cast)
+    if known.shape != values.squeeze().shape or not torch.equal(
+        known, values.squeeze()
+    ):
+        return None
+    name = one.axes[parts[0].axes[0]]
+    kept = tuple(a for n, a in enumerate(one.axes) if n not in parts[0].axes)
+    order = Layout((name, *kept), True)
+    return Exact(one, WHOLE, order, (), cast, name, picked=tuple(parts))
+
+
+def _first(index: Index, wanted: int) -> Iterator[tuple[int, Part]]:
+    for seen, hit in enumerate(index.find(wanted)):
+        if seen >= _MOST_HITS:
+            return
+        yield hit
+
+
+def _holds(found: Tensor, narrow: torch.dtype) -> bool:
+    """Whether a dtype represents every value of a tensor exactly."""
+    if torch.finfo(found.dtype).bits <= torch.finfo(narrow).bits:
+        return False
+    back = found.to(narrow).to(found.dtype)
+    return bool(((back == found) | found.isnan()).all())
+
+
+def _best(hits: Sequence[Exact], prefer: Wanted) -> Exact | None:
+    """Choose among equal contents: preferred, of this run, whole, in honest order."""
+    if not hits:
+        return None
+
+    def rank(hit: Exact) -> tuple[bool, ...]:
+        one = hit.quantity
+        return (
+            not hit.layout.honest,
+            not prefer(one),
+            bool(one.run),
+            bool(hit.part.axes),
+            bool(one.form),
+        )
+
+    ordered = sorted(hits, key=rank)
+    first = ordered[0]
+    ties = tuple(
+        hit.quantity
+        for hit in ordered[1:]
+        if hit.quantity.run == first.quantity.run and hit.part == first.part
+    )
+    return replace(first, ties=ties)

@@ -1,0 +1,438 @@
+"""Is each returned tensor what its name says? One call at a time.
+
+A claim's readings are compared with what the model computed in that very call. For
+loose names one convention is chosen for all of a kind: that under which most are right.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from recon import gpt2
+from recon.audit import quantities
+from recon.audit.calls import Call
+from recon.audit.claims import Claim, Reader, Reading
+from recon.audit.identify import Catalogue, Exact
+from recon.audit.near import Near, allowance, apart, merged
+from recon.audit.quantities import Quantity
+from recon.audit.returned import unstacked
+from recon.audit.rules import Severity
+from recon.certify import check as certified
+from recon.ops import Add, Same, split_heads
+from recon.sites import Site
+from recon.trace import Trace
+
+# Words in a name that say that less than everything is stored, on purpose.
+_ON_PURPOSE = frozenset(
+    {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
+)
+# Another implementation, whose passes recon did not see, rounds differently all along.
+_FOREIGN = 16.0
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What is said of one tensor: right or wrong, by which rule, and why.
+
+    ``notes`` are (rule, sentence) pairs that hold for a right tensor, too.
+    """
+
+    name: str
+    tensor: Tensor
+    claim: Claim
+    reading: Reading | None = None
+    rule: str = ""
+    sentence: str = ""
+    found: str = ""
+    severity: Severity | None = None
+    evidence: Mapping[str, float | int | str] = field(default_factory=dict)
+    notes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def right(self) -> bool:
+        """Whether the tensor is what its name says."""
+        return not self.rule
+
+
+def _shape(call: Call) -> tuple[int, ...]:
+    return tuple(call.situation.inputs["input_ids"].shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Match:
+    """How a tensor agrees with one reading."""
+
+    exact: Exact | None = None
+    gap: float = 0.0
+    words: str = ""
+    form: str = ""
+
+
+class Judge:
+    """Judges the tensors of one call; ``earlier`` are calls whose values may linger.
+
+    ``conventions`` fixes how families of loose names are read, as an earlier call
+    showed; families that are not in it are read anew.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        reader: Reader,
+        earlier: Sequence[tuple[str, Trace]] = (),
+        conventions: Mapping[str, str] | None = None,
+    ) -> None:
+        self._call, self._reader = call, reader
+        self._foreign = not call.passes
+        # What the model computes by itself is an answer, too: code may run it in
+        # pieces. The pass of the whole batch comes first: formulas are applied to it.
+        ours = sorted(call.passes, key=lambda one: one.facts.shape != _shape(call))
+        passes = [("", one) for one in (*ours, call.clean) if one is not None]
+        if passes and passes[0][1].facts.shape != _shape(call):
+            passes.reverse()
+        mask = call.situation.inputs.get("attention_mask")
+        self._catalogue = Catalogue([*passes, *earlier], mask)
+        self._mask = mask
+        self.conventions = dict(conventions or {})
+
+    def judge(self) -> list[Judgement]:
+        """Judge every tensor, in the order in which they were returned."""
+        families: dict[str, list[tuple[Claim, Tensor]]] = defaultdict(list)
+        order: list[str] = []
+        for name, tensor in self._tensors():
+            claim = self._reader.read(name)
+            families[claim.family].append((claim, tensor))
+            order.append(name)
+        done: dict[str, Judgement] = {}
+        for family, members in families.items():
+            for one in self._family(family, members):
+                done[one.name] = one
+        return [done[name] for name in order]
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        depth = self._depth
+        for name, tensor in self._call.returned.tensors.items():
+            claim = self._reader.read(name)
+            layers = list(unstacked(name, tensor, (depth, depth + 1)))
+            if layers and not claim.readings and self._exact(tensor, ()) is None:
+                yield from layers
+            else:
+                yield name, tensor
+
+    @property
+    def _depth(self) -> int:
+        traces = self._catalogue.current
+        return traces[0].facts.depth if traces else 0
+
+    # -- one kind of name --------------------------------------------------------
+
+    def _family(
+        self, family: str, members: Sequence[tuple[Claim, Tensor]]
+    ) -> Iterator[Judgement]:
+        matches = [
+            {reading: self._match(claim, reading, tensor) for reading in claim.readings}
+            for claim, tensor in members
+        ]
+        chosen = self.conventions.get(family)
+        if chosen is None:
+            chosen = _convention([claim for claim, _ in members], matches)
+            if not all(claim.strict for claim, _ in members):
+                self.conventions[family] = chosen
+        for (claim, tensor), found in zip(members, matches, strict=True):
+            yield self._one(claim, tensor, found, chosen)
+
+    def _one(
+        self,
+        claim: Claim,
+        tensor: Tensor,
+        found: Mapping[Reading, _Match | None],
+        convention: str,
+    ) -> Judgement:
+        usable = [
+            r for r in claim.readings if claim.strict or r.convention == convention
+        ]
+        for reading in usable:
+            match = found.get(reading)
+            if match is not None:
+                return self._accept(claim, tensor, reading, match)
+        blank = Judgement(claim.name, tensor, claim)
+        reading = next(iter(usable or claim.readings), None)
+        if reading is None:
+            return self._unclaimed(blank)
+        return self._refuse(replace(blank, reading=reading))
+
+    # -- does it agree with a reading? -------------------------------------------
+
+    def _exact(self, tensor: Tensor, sites: Sequence[Site]) -> Exact | None:
+        key = id(tensor)
+        if key not in self._seen:
+            wanted = set(sites)
+            self._seen[key] = self._catalogue.exact(
+                tensor, lambda one: one.site in wanted and not one.form
+            )
+        return self._seen[key]
+
+    @cached_property
+    def _seen(self) -> dict[int, Exact | None]:
+        return {}
+
+    def _match(self, claim: Claim, reading: Reading, tensor: Tensor) -> _Match | None:
+        exact = self._exact(tensor, [r.site for r in claim.readings])
+        if exact is not None and not reading.form:
+            same = [exact.quantity, *exact.ties]
+            for one in same:
+                meant = one.site in (reading.site, _received(reading.site))
+                if meant and not one.run and not one.form:
+                    return _Match(replace(exact, quantity=one))
+        if exact is not None and exact.layout.honest and not exact.quantity.run:
+            return None
+        for trace in self._catalogue.current:
+            made = quantities.derived(trace, reading.site, reading.form)
+            if made is not None and (match := self._close(tensor, made, trace)):
+                return match
+            if match := self._as_reduced(tensor, reading, trace):
+                return match
+        return None
+
+    def _as_reduced(
+        self, tensor: Tensor, reading: Reading, trace: Trace
+    ) -> _Match | None:
+        """Compare with means and the like of the site that the name promises."""
+        if reading.site not in trace or reading.form or not tensor.is_floating_point():
+            return None
+        slim = tensor.squeeze()
+        if slim.ndim >= trace[reading.site].squeeze().ndim:
+            return None
+        for made in quantities.reductions(trace, self._mask, [reading.site]):
+            if made.tensor.squeeze().shape == slim.shape:
+                gap = apart(made.tensor.squeeze(), slim)
+                if gap <= max(allowance(slim.dtype), allowance(made.tensor.dtype)):
+                    return _Match(gap=gap, form=made.form)
+        return None
+
+    def _close(self, tensor: Tensor, made: Quantity, trace: Trace) -> _Match | None:
+        """Compare up to rounding; a certified bound decides where there is one."""
+        if not tensor.is_floating_point():
+            return None
+        known, _ = merged(made.tensor, made.axes)
+        found = self._catalogue.arranged(tensor.detach().cpu())
+        if found.squeeze().shape != known.squeeze().shape:
+            return None
+        gap = apart(known.squeeze(), found.squeeze())
+        if not bool(torch.isfinite(found).all()) and made.site.part[-6:] != "scores":
+            return None
+        allowed = max(allowance(found.dtype), allowance(known.dtype))
+        if self._foreign:
+            close = gap <= _FOREIGN * allowed
+            return _Match(gap=gap, form=made.form) if close else None
+        if made.form:
+            return _Match(gap=gap, form=made.form) if gap <= allowed else None
+        proven = _proven(trace, made.site, found.reshape(known.shape))
+        if proven is None:
+            return _Match(gap=gap) if gap <= allowed else None
+        return _Match(gap=gap, words="within the proven bound") if proven else None
+
+    # -- right, with what is worth knowing -----------------------------------------
+
+    def _accept(
+        self, claim: Claim, tensor: Tensor, reading: Reading, match: _Match
+    ) -> Judgement:
+        one = Judgement(claim.name, tensor, claim, reading)
+        if match.exact is None:
+            words = match.form or match.words or "up to rounding"
+            sentence = (
+                f"`{claim.name}` is {reading.site} {words} (apart {match.gap:.1e})"
+            )
+            return replace(one, sentence=sentence, found=str(reading.site))
+        return self._piece(one, match.exact)
+
+    def _piece(self, one: Judgement, exact: Exact) -> Judgement:
+        """Judge which piece of the right site was taken, and in which order."""
+        sentence = f"`{one.name}` is {exact.words}"
+        one = replace(one, sentence=sentence, found=exact.quantity.label)
+        if exact.layout.shuffled in ("B", "T"):
+            return replace(one, rule="wrong-tokens")
+        if not exact.layout.honest:
+            return replace(one, rule="wrong-layout")
+        if self._lost_rows(one, exact):
+            return replace(one, rule="dropped-batch")
+        if self._padding(exact):
+            words = f"{sentence}; attention_mask marks some of it as padding"
+            return replace(one, rule="padding-taken", sentence=words)
+        return replace(one, notes=tuple(_remarks(one, exact)))
+
+    def _lost_rows(self, one: Judgement, exact: Exact) -> bool:
+        rows = self._call.situation.rows
+        if rows == 1 or exact.held.get("B") != 0 or len(exact.held) > 1 or exact.cut:
+            return False
+        words = set(one.name.lower().replace(".", "_").replace("-", "_").split("_"))
+        meant = bool(words & _ON_PURPOSE)
+        return not meant and (self._call.hooked or one.claim.strict)
+
+    def _padding(self, exact: Exact) -> bool:
+        mask = self._mask
+        if mask is None or bool(mask.all()):
+            return False
+        if exact.picked:
+            axes = exact.quantity.axes
+            for part in exact.picked:
+                at = dict(zip((axes[a] for a in part.axes), part.index, strict=True))
+                if {"B", "T"} <= at.keys() and not bool(mask[at["B"], at["T"]]):
+                    return True
+            return False
+        if "T" in exact.held and exact.quantity.tensor.shape[0] == mask.shape[0]:
+            rows = [exact.held["B"]] if "B" in exact.held else list(range(len(mask)))
+            return not bool(mask[rows, exact.held["T"]].all())
+        return False
+
+    # -- wrong: what is it then? ---------------------------------------------------
+
+    def _unclaimed(self, one: Judgement) -> Judgement:
+        exact = self._exact(one.tensor, ())
+        if exact is not None:
+            sentence, found = f"`{one.name}` is {exact.words}", exact.quantity.label
+            late = (("other-run", sentence),) if exact.quantity.run else ()
+            if late:
+                return replace(one, rule="other-run", sentence=sentence, found=found)
+        else:
+            near = self._catalogue.near(one.tensor, (), lambda q: False)
+            sentence, found = _in_words(one.name, near)
+        note = ("unclaimed", sentence)
+        return replace(one, sentence=sentence, found=found, notes=(note,))
+
+    def _refuse(self, one: Judgement) -> Judgement:
+        assert one.reading is not None
+        claimed = one.reading.site
+        exact = self._exact(one.tensor, [r.site for r in one.claim.readings])
+        if not one.tensor.is_floating_point():
+            words = f"`{one.name}` holds {one.tensor.dtype}, no activations"
+            return replace(one, rule="unexplained", sentence=words)
+        if exact is not None:
+            return _as_exact(one, exact, claimed)
+        if not bool(torch.isfinite(one.tensor).all()):
+            count = int((~torch.isfinite(one.tensor)).sum())
+            words = f"`{one.name}` holds {count} values that are NaN or infinite"
+            return replace(
+                one, rule="not-finite", sentence=words, evidence={"not_finite": count}
+            )
+        wanted = [r.site for r in one.claim.readings]
+        near = self._catalogue.near(
+            one.tensor, wanted, lambda q: q.site in wanted and not q.form
+        )
+        return self._as_near(one, near, claimed)
+
+    def _as_near(self, one: Judgement, near: Near | None, claimed: Site) -> Judgement:
+        sentence, found = _in_words(one.name, near)
+        one = replace(one, sentence=sentence, found=found)
+        if near is None:
+            expected = " or ".join(quantities.axes_of(claimed))
+            words = f"{sentence}; {claimed} has axes {expected.replace(' or ', ' ')}"
+            return replace(one, rule="wrong-shape", sentence=words)
+        one = replace(one, evidence={"distance": near.distance})
+        if near.how == "nearest":
+            return replace(one, rule="unexplained")
+        if near.how == "sum":
+            return replace(one, rule="wrong-terms")
+        if near.how == "scaled":
+            return replace(one, rule="wrong-formula")
+        (quantity,) = near.quantities
+        if quantity.site == claimed or quantity.form:
+            return replace(one, rule="wrong-formula")
+        return replace(one, rule=_other_site(quantity.site, claimed))
+
+    def _reduced(self, one: Judgement, form: str) -> Judgement:
+        """Take a mean for meant, unless it counts padding."""
+        padded = self._mask is not None and not bool(self._mask.all())
+        if padded and form.endswith("over tokens"):
+            words = f"{one.sentence}, and attention_mask marks some of them as padding"
+            return replace(one, rule="padding-taken", sentence=words)
+        return replace(one, notes=(("generous-reading", one.sentence),))
+
+
+def _received(place: Site) -> Site:
+    """Return where a site's value arrives: an edit by a hook shows there first."""
+    if place.part == "resid_post" and place.layer is not None:
+        return Site("resid_pre", place.layer + 1)
+    return place
+
+
+def _convention(
+    claims: Sequence[Claim], matches: Sequence[Mapping[Reading, _Match | None]]
+) -> str:
+    """Return the convention under which most names of one kind are right."""
+    score: dict[str, list[int]] = {}
+    for place, (claim, found) in enumerate(zip(claims, matches, strict=True)):
+        for reading in claim.readings:
+            kept = score.setdefault(reading.convention, [])
+            match = found.get(reading)
+            if match is not None and place not in kept:
+                kept.append(place)
+    if not score:
+        return ""
+    return max(score, key=lambda name: len(score[name]))
+
+
+def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
+    """Say which other quantity a tensor is, bit for bit, and which rule that breaks."""
+    actual = exact.quantity
+    sentence = f"`{one.name}` is {exact.words}, not {one.reading}"
+    one = replace(one, sentence=sentence, found=actual.label)
+    if actual.run:
+        return replace(one, rule="other-run")
+    if actual.form:
+        return replace(one, rule="wrong-layout")
+    return replace(one, rule=_other_site(actual.site, claimed))
+
+
+def _other_site(actual: Site, claimed: Site) -> str:
+    """Tell another block from another part, seen as people count: states, blocks."""
+    if actual.part == claimed.part:
+        return "wrong-layer"
+    streams = {"resid_pre", "resid_post", "embed"}
+    between = actual.part in streams and claimed.part in streams
+    return "wrong-layer" if between else "wrong-site"
+
+
+def _remarks(one: Judgement, exact: Exact) -> Iterator[tuple[str, str]]:
+    if exact.cast is not None:
+        yield "reduced-precision", one.sentence
+    less = exact.held or exact.cut or exact.picked
+    single = set(exact.held) == {"B"} and exact.quantity.tensor.shape[0] == 1
+    if less and not single:
+        yield "generous-reading", one.sentence
+
+
+def _in_words(name: str, near: Near | None) -> tuple[str, str]:
+    if near is None:
+        return f"`{name}` has a shape that nothing in the model has", ""
+    if near.how == "nearest":
+        far = f"{near.distance:.2g} of its size away"
+        return (
+            f"`{name}` is nothing that recon knows; nearest is {near.words}, {far}",
+            near.words,
+        )
+    return f"`{name}` is {near.words} (up to rounding)", near.words
+
+
+def _proven(trace: Trace, place: Site, found: Tensor) -> bool | None:
+    """Say whether a tensor is certified at a site; None where nothing is to certify.
+
+    Sums are left out: another order of terms is honest, and strays from the local sum.
+    """
+    identity = next((i for i in gpt2.identities(trace) if i.site == place), None)
+    held = trace.tensors.get(place)
+    if identity is None or held is None or isinstance(identity.op, Add | Same):
+        return None
+    if held.dtype != found.dtype:
+        return None
+    if held.ndim == 4 and found.ndim == 3:
+        found = split_heads(found, trace.facts.heads)
+    again = trace.replace(place, found)
+    verdict = certified(again, identity).verdict
+    return None if verdict in ("unverified", "missing") else verdict != "diverged"

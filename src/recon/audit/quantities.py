@@ -1,0 +1,344 @@
+"""What a model computed, or might have computed instead: tensors with named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has it
+from torch import Tensor
+
+from recon import gpt2
+from recon.facts import Identity
+from recon.ops import (
+    Activation,
+    Attention,
+    LayerNorm,
+    Linear,
+    merge_heads,
+)
+from recon.sites import Site
+from recon.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """A tensor that a pass computed at a site, or that a formula makes of it.
+
+    ``axes`` name its axes (``B T D``); ``form`` says in words what was done to the site
+    (empty: nothing), ``run`` which pass it comes from (empty: the one asked for).
+    """
+
+    site: Site
+    tensor: Tensor
+    axes: tuple[str, ...]
+    form: str = ""
+    run: str = ""
+
+    @property
+    def label(self) -> str:
+        """Say in words what it is: ``h.3.ln_1 without weight and bias``."""
+        words = f"{self.site} {self.form}".strip()
+        return f"{words} of {self.run}" if self.run else words
+
+
+def axes_of(place: Site) -> tuple[str, ...]:
+    """Return the names of a site's axes: ``("B", "H", "T", "d")``."""
+    return tuple(place.row.shape.replace("1|B", "B").split())
+
+
+def computed(trace: Trace, run: str = "") -> Iterator[Quantity]:
+    """Yield every site of a pass as it is."""
+    for place in trace.sites:
+        yield Quantity(place, trace[place], axes_of(place), run=run)
+
+
+def missplit(trace: Trace) -> Iterator[Quantity]:
+    """Yield what c_attn's output gives when its columns are grouped in a wrong way."""
+    heads = trace.facts.heads
+    for place in trace.sites:
+        if place.part != "attn.qkv":
+            continue
+        merged = trace[place]
+        batch, tokens, width = merged.shape
+        size = width // 3 // heads
+        for words, shape, axis in (
+            ("(H 3 d)", (heads, 3, size), 3),
+            ("(H d 3)", (heads, size, 3), 4),
+            ("(d 3 H)", (size, 3, heads), 3),
+            ("(d H 3)", (size, heads, 3), 4),
+            ("(3 d H)", (3, size, heads), 2),
+        ):
+            split = merged.view(batch, tokens, *shape)
+            for piece in range(3):
+                part = split.select(axis, piece)
+                if words in ("(d 3 H)", "(d H 3)", "(3 d H)"):
+                    part = part.transpose(-1, -2)
+                yield Quantity(
+                    place.at(f"attn.{'qkv'[piece]}"),
+                    part.transpose(1, 2),
+                    ("B", "H", "T", "d"),
+                    f"with the columns of qkv taken as {words}",
+                )
+
+
+# -- forms: what may be made of one site ----------------------------------------
+
+
+def _normalized(x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], None, None, eps)
+
+
+def _scale(x: Tensor, eps: float) -> Tensor:
+    return (x.var(-1, keepdim=True, correction=0) + eps).sqrt()
+
+
+def derived(trace: Trace, place: Site, form: str) -> Quantity | None:
+    """Return a site in a form that other libraries show, or None if it has none.
+
+    ``normalized`` is a LayerNorm's output before weight and bias, ``scale`` the
+    deviation that it divides by, ``raw`` scores before the mask, ``centered`` a
+    residual state less its mean over the width.
+    """
+    if place not in trace:
+        return None
+    if form == "":
+        return Quantity(place, trace[place], axes_of(place))
+    identity = _identity(trace, place)
+    norm = identity is not None and isinstance(identity.op, LayerNorm)
+    if form in ("normalized", "scale") and norm:
+        assert identity is not None
+        assert isinstance(identity.op, LayerNorm)
+        x, eps = trace[identity.inputs[0]], identity.op.eps
+        make = _normalized if form == "normalized" else _scale
+        words = "before weight and bias" if form == "normalized" else "divisor"
+        return Quantity(place, make(x, eps), axes_of(place), words)
+    if form == "centered":
+        x = trace[place]
+        return Quantity(place, x - x.mean(-1, keepdim=True), axes_of(place), "centred")
+    if form in ("raw", "-inf"):
+        return _unmasked(trace, place, form)
+    return None
+
+
+def _unmasked(trace: Trace, place: Site, form: str) -> Quantity | None:
+    """Return scores before the mask, or with what it hides at minus infinity."""
+    words = "without the mask" if form == "raw" else "with the mask as -inf"
+    others = _other_attention(trace, place)
+    return next((one for one in others if one.form == words), None)
+
+
+_UNARY: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "less its mean over the width": lambda x: x - x.mean(-1, keepdim=True),
+    "normalized without weight and bias": lambda x: _normalized(x, 1e-5),
+    "divided by its root mean square": lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-5),
+    "divided by its norm": lambda x: F.normalize(x, dim=-1),
+}
+_STREAMS = frozenset(
+    {"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
+)
+_NORMS = ("ln_1", "ln_2", "ln_f")
+
+
+def reshaped(trace: Trace) -> Iterator[Quantity]:
+    """Yield what people make of a residual state: centred, normalized, ln_f of it."""
+    final = trace.facts.makers.get(Site("ln_f"))
+    for place in trace.sites:
+        if place.part not in _STREAMS:
+            continue
+        x = trace[place]
+        for words, make in _UNARY.items():
+            yield Quantity(place, make(x), axes_of(place), words)
+        if final is not None and place.part != "resid_mid":
+            yield Quantity(place, _apply(final, x), axes_of(place), "after ln_f")
+    for place in trace.sites:
+        maker = trace.facts.makers.get(place)
+        if isinstance(maker, LayerNorm):
+            yield Quantity(
+                place, _apply(maker, trace[place]), axes_of(place), "normalized twice"
+            )
+
+
+def _apply(op: object, x: Tensor) -> Tensor:
+    assert callable(op)
+    result: Tensor = op(x)
+    return result
+
+
+def parameters(trace: Trace) -> Iterator[Quantity]:
+    """Yield the vectors that a sum may lack: biases of the model, with their site."""
+    for place, maker in trace.facts.makers.items():
+        bias = getattr(maker, "bias", None)
+        if isinstance(bias, Tensor) and bias.ndim == 1:
+            yield Quantity(place, bias.detach(), ("D",), "bias")
+
+
+def reductions(
+    trace: Trace, mask: Tensor | None = None, places: Sequence[Site] | None = None
+) -> Iterator[Quantity]:
+    """Yield means, sums and extremes of sites over an axis other than their last.
+
+    With a ``mask`` (B T, 1 for text) also the mean over the tokens of the text.
+    """
+    for place in trace.sites if places is None else places:
+        axes, x = axes_of(place), trace[place]
+        if x.ndim != len(axes):
+            continue
+        if mask is not None and axes[:2] == ("B", "T") and x.shape[:2] == mask.shape:
+            weights = mask[..., None].to(x.dtype)
+            mean = (x * weights).sum(1) / weights.sum(1)
+            yield Quantity(place, mean, ("B", *axes[2:]), "averaged over the text")
+        for axis, name in enumerate(axes[:-1]):
+            rest = axes[:axis] + axes[axis + 1 :]
+            word = {"B": "rows", "T": "tokens", "H": "heads"}.get(name, name)
+            yield Quantity(place, x.mean(axis), rest, f"averaged over {word}")
+            yield Quantity(place, x.sum(axis), rest, f"summed over {word}")
+            yield Quantity(place, x.amax(axis), rest, f"largest over {word}")
+        norm = x.norm(dim=-1)
+        yield Quantity(place, norm, axes[:-1], "as the norm of each vector")
+
+
+def layer_means(trace: Trace) -> Iterator[Quantity]:
+    """Yield the mean of each part over all blocks."""
+    by_part: dict[str, list[Site]] = {}
+    for place in trace.sites:
+        if place.layer is not None:
+            by_part.setdefault(place.part, []).append(place)
+    for places in by_part.values():
+        several = [trace[place] for place in places]
+        if len(several) > 1 and len({t.shape for t in several}) == 1:
+            mean = torch.stack(several).mean(0)
+            yield Quantity(
+                places[0], mean, axes_of(places[0]), "averaged over all blocks"
+            )
+
+
+# -- other formulas at one site --------------------------------------------------
+
+
+def _identity(trace: Trace, place: Site) -> Identity | None:
+    return next((i for i in gpt2.identities(trace) if i.site == place), None)
+
+
+def other_formulas(trace: Trace, place: Site) -> Iterator[Quantity]:
+    """Yield what plausible but different formulas make of the inputs of a site."""
+    wanted = place.at("attn.z") if place.part in ("attn.pattern",) else place
+    identity = _identity(trace, place) or _identity(trace, wanted)
+    if place.part in ("attn.pattern", "attn.scores", "attn.z"):
+        yield from _other_attention(trace, place)
+        return
+    if identity is None or not all(i in trace for i in identity.inputs):
+        return
+    inputs = [trace[i] for i in identity.inputs]
+    named = Quantity(place, inputs[0] if inputs else trace[place], axes_of(place))
+    for words, tensor in _others(identity, inputs, trace):
+        yield replace(named, tensor=tensor, form=words)
+
+
+def _others(
+    identity: Identity, inputs: list[Tensor], trace: Trace
+) -> Iterator[tuple[str, Tensor]]:
+    op = identity.op
+    if isinstance(op, LayerNorm):
+        yield from _other_norms(op, inputs[0])
+    elif isinstance(op, Activation):
+        for name, act in _ACTIVATIONS.items():
+            yield f"with {name} for {op.name}", act(inputs[0])
+    elif isinstance(op, Linear):
+        x = merge_heads(inputs[0]) if inputs[0].ndim == 4 else inputs[0]
+        yield "without its bias", x @ op.weight
+        if op.weight.shape[0] == op.weight.shape[1]:
+            yield "with its weight transposed", x @ op.weight.t() + op.bias
+        for other in trace.sites:
+            maker = trace.facts.makers.get(other)
+            same = other.part == identity.site.part and other != identity.site
+            if same and isinstance(maker, Linear):
+                yield f"with the weights of {other}", x @ maker.weight + maker.bias
+
+
+def _other_norms(op: LayerNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    bias = torch.zeros_like(op.weight) if op.bias is None else op.bias
+    centred = x - x.mean(-1, keepdim=True)
+    for eps in (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0):
+        if eps != op.eps:
+            words = f"with eps {eps:g} for {op.eps:g}"
+            yield words, F.layer_norm(x, x.shape[-1:], op.weight, bias, eps)
+    for words, divisor in (
+        ("with the variance over n-1", (x.var(-1, keepdim=True) + op.eps).sqrt()),
+        ("with eps outside the root", x.std(-1, keepdim=True, correction=0) + op.eps),
+        ("with n-1 and eps outside the root", x.std(-1, keepdim=True) + op.eps),
+    ):
+        yield words, centred / divisor * op.weight + bias
+    plain = _normalized(x, op.eps)
+    yield "without weight and bias", plain
+    yield "without its bias", plain * op.weight
+    yield "without its weight", plain + bias
+    rms = F.rms_norm(x, x.shape[-1:], op.weight, op.eps)
+    yield "as RMSNorm", rms
+    yield "as RMSNorm with bias", rms + bias
+    yield "without centring", x / _scale(x, op.eps) * op.weight + bias
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "the erf gelu": F.gelu,
+    "the tanh gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def _other_attention(trace: Trace, place: Site) -> Iterator[Quantity]:
+    """Yield scores, weights or mixtures under other scales, masks and operands."""
+    call = trace.attention(place)
+    parts = [place.at(f"attn.{p}") for p in "qkv"]
+    if call is None or call.keys is not None or not all(p in trace for p in parts):
+        return
+    q, k, v = (trace[p] for p in parts)
+    for words, scores in _other_scores(call, q, k):
+        if place.part == "attn.scores":
+            yield Quantity(place, scores, axes_of(place), words)
+            continue
+        pattern = scores.softmax(-1)
+        made = pattern if place.part == "attn.pattern" else pattern @ v
+        yield Quantity(place, made, axes_of(place), words)
+    if place.part == "attn.pattern":
+        scores = call.scores(q, k)
+        yield Quantity(place, scores, axes_of(place), "before softmax")
+        yield Quantity(
+            place, scores.softmax(-2), axes_of(place), "with softmax over the queries"
+        )
+
+
+def _other_scores(
+    call: Attention, q: Tensor, k: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    width, heads = q.shape[-1], q.shape[1]
+    base = call.scale(width)
+    batch, _, queries, _ = q.shape
+    allowed, bias = call.mask_parts(batch, queries, k.shape[2], q.device)
+    lowest = torch.finfo(q.dtype).min
+
+    def masked(raw: Tensor) -> Tensor:
+        raw = raw if bias is None else raw + bias.to(raw.dtype)
+        return raw.masked_fill(~allowed, lowest)
+
+    raw = q @ k.transpose(-1, -2)
+    for words, factor in (
+        ("without scaling", 1.0),
+        ("scaled by 1/d for 1/sqrt(d)", 1.0 / width),
+        ("scaled by 1/sqrt(D) for 1/sqrt(d)", (width * heads) ** -0.5),
+        ("scaled by sqrt(d)", width**0.5),
+    ):
+        yield words, masked(raw * factor)
+        yield f"{words} and without the mask", raw * factor
+    yield "without the mask", raw * base
+    yield "with the mask as -inf", (raw * base).masked_fill(~allowed, float("-inf"))
+    swapped = k @ q.transpose(-1, -2) * base
+    yield "with q and k swapped", masked(swapped)
+    yield "with q and k swapped and without the mask", swapped
+    padding_only = torch.ones_like(allowed).tril(0)
+    yield "with only the causal mask", (raw * base).masked_fill(~padding_only, lowest)

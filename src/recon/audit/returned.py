@@ -1,0 +1,131 @@
+"""Take apart what a capture function returned: names and tensors, whatever the nest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# No capture nests deeper; what does is a cycle.
+_DEPTH = 12
+
+
+@dataclass
+class Returned:
+    """The tensors of one call by name, and what else was among them.
+
+    ``lists`` gives the length of each list of tensors by its name; ``empty`` names what
+    held nothing, ``live`` objects that later passes change, ``odd`` what is no tensor.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    lists: dict[str, int] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+    live: dict[str, str] = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
+
+
+def take_apart(value: Any) -> Returned:
+    """Flatten nested mappings, lists, arrays and objects with ``items()``.
+
+    The parts of a nest are joined by dots: ``{"h": [a, b]}`` gives ``h.0`` and ``h.1``.
+    """
+    found = Returned()
+    _visit(found, "", value, 0)
+    return found
+
+
+def _visit(found: Returned, name: str, value: Any, depth: int) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() == 0 or value.is_meta:
+            found.empty.append(name)
+        else:
+            found.tensors[name] = value
+    elif isinstance(value, np.ndarray | np.generic):
+        _array(found, name, np.asarray(value))
+    elif value is None:
+        found.empty.append(name)
+    elif depth > _DEPTH:
+        found.odd[name] = "nested too deeply"
+    elif _is_cache(value):
+        found.live[name] = type(value).__name__
+    elif (pairs := _pairs(value)) is not None:
+        if not pairs:
+            found.empty.append(name)
+        for key, inner in pairs:
+            _visit(found, _join(name, key), inner, depth + 1)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        _sequence(found, name, value, depth)
+    elif not isinstance(value, str | int | float | bool | bytes | torch.dtype):
+        _object(found, name, value, depth)
+
+
+def _sequence(found: Returned, name: str, value: Sequence[Any], depth: int) -> None:
+    if not value:
+        found.empty.append(name)
+    if name and all(isinstance(one, Tensor | np.ndarray) for one in value):
+        found.lists[name] = len(value)
+    for number, inner in enumerate(value):
+        _visit(found, _join(name, number), inner, depth + 1)
+
+
+def _array(found: Returned, name: str, value: np.ndarray[Any, Any]) -> None:
+    if value.dtype == object:
+        found.odd[name] = "an array of objects"
+    elif value.size == 0:
+        found.empty.append(name)
+    elif value.dtype.kind in "fiub":
+        found.tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
+    else:
+        found.odd[name] = f"an array of {value.dtype}"
+
+
+def _object(found: Returned, name: str, value: Any, depth: int) -> None:
+    """Look into saved-value proxies (``.value``) and plain objects with fields."""
+    inner = getattr(value, "value", None)
+    if isinstance(inner, Tensor):
+        found.tensors[name] = inner
+        return
+    fields = {
+        key: one
+        for key, one in getattr(value, "__dict__", {}).items()
+        if not key.startswith("_") and isinstance(one, Tensor | list | tuple | dict)
+    }
+    if not fields:
+        found.odd[name] = f"an object of class {type(value).__name__}"
+    for key, one in fields.items():
+        _visit(found, _join(name, key), one, depth + 1)
+
+
+def _pairs(value: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    items = getattr(value, "items", None)
+    if callable(items) and not isinstance(value, type):
+        try:
+            return [(key, inner) for key, inner in items()]
+        except (TypeError, ValueError):
+            return None
+    return None
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether this is a key-value cache of transformers, which each pass extends."""
+    return hasattr(value, "get_seq_length") and hasattr(value, "update")
+
+
+def _join(name: str, key: Any) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def unstacked(
+    name: str, tensor: Tensor, sizes: Sequence[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the layers of a tensor that stacks them along its first axis."""
+    if tensor.ndim >= 2 and tensor.shape[0] in sizes:
+        for number, one in enumerate(tensor):
+            yield f"{name}.{number}", one

@@ -1,0 +1,323 @@
+"""What did code do to a model and the process? Looked at before and after; put back.
+
+Hooks and overrides, modules, modes, plain attributes, weights and buffers, config,
+random generators, gradient mode, autocast: everything that a call may leave behind.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from recon.census import Found, census
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not as it was: the rule that it breaks, where, and in words."""
+
+    rule: str
+    place: str
+    words: str
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """One parameter or buffer: which object, how often edited, and its content."""
+
+    tensor: Tensor
+    version: int
+    checksum: int
+    wants_grad: bool
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A model and the process at one moment, without copies of the weights."""
+
+    found: tuple[Found, ...]
+    modules: Mapping[str, nn.Module]
+    plain: Mapping[str, dict[str, Any]]
+    weights: Mapping[str, Held]
+    config: dict[str, Any]
+    process: dict[str, Any]
+    pickles: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> State:
+        """Look at a model; reads every weight once."""
+        modules = dict(model.named_modules())
+        return cls(
+            found=census(model),
+            modules=modules,
+            plain={path: _plain(module) for path, module in modules.items()},
+            weights={name: _held(tensor) for name, tensor in _weights(model)},
+            config=_config(model),
+            process={name: read() for name, (read, _) in _PROCESS.items()},
+            pickles=_pickles(model),
+        )
+
+
+def changes(before: State, after: State) -> Iterator[Change]:
+    """Yield everything that is not as it was."""
+    yield from _hook_changes(before.found, after.found)
+    yield from _module_changes(before, after)
+    yield from _weight_changes(before.weights, after.weights)
+    for key in sorted({*before.config, *after.config}):
+        was, now = before.config.get(key), after.config.get(key)
+        if was != now:
+            yield Change("config-changed", key, f"was {was!r}, is {now!r}")
+    for name, was in before.process.items():
+        if not _same(was, after.process[name]):
+            rule = "random-state-changed" if name in _RANDOM else "global-state-changed"
+            words = "" if name in _RANDOM else f"was {was}, is {after.process[name]}"
+            yield Change(rule, name, words)
+    if before.pickles and not after.pickles:
+        yield Change("unpicklable", "the model", "pickle.dumps raises")
+
+
+def _hook_changes(
+    before: tuple[Found, ...], after: tuple[Found, ...]
+) -> Iterator[Change]:
+    for one in after:
+        if one not in before and not one.by_transformers:
+            override = one.kind == "forward override"
+            shared = one.kind.startswith("global")
+            rule = "forward-replaced" if override else "hooks-left"
+            rule = "global-state-changed" if shared else rule
+            yield Change(rule, one.module, str(one))
+    for one in before:
+        if one not in after:
+            override = one.kind == "forward override"
+            rule = "forward-replaced" if override else "hooks-removed"
+            yield Change(rule, one.module, f"{one} is gone")
+    kept = [one for one in before if one in after]
+    again = [one for one in after if one in before]
+    if kept != again and sorted(map(str, kept)) == sorted(map(str, again)):
+        moved = next(a for a, b in zip(kept, again, strict=True) if a != b)
+        yield Change("hooks-removed", moved.module, f"{moved} runs in another order")
+
+
+def _module_changes(before: State, after: State) -> Iterator[Change]:
+    for path in sorted({*before.modules, *after.modules}):
+        was, now = before.modules.get(path), after.modules.get(path)
+        if was is not now:
+            words = f"was {_kind(was)}, is {_kind(now)}"
+            yield Change("forward-replaced", path, words)
+            continue
+        for key in sorted({*before.plain[path], *after.plain[path]}):
+            old, new = before.plain[path].get(key), after.plain[path].get(key)
+            if old != new and not (old != old and new != new):
+                rule = "mode-changed" if key == "training" else "config-changed"
+                yield Change(rule, path, f"{key} was {old!r}, is {new!r}")
+
+
+def _weight_changes(
+    before: Mapping[str, Held], after: Mapping[str, Held]
+) -> Iterator[Change]:
+    for name in sorted({*before, *after}):
+        was, now = before.get(name), after.get(name)
+        if was is None or now is None:
+            words = "is new" if was is None else "is gone"
+            yield Change("weights-changed", name, words)
+        elif was.checksum != now.checksum or was.tensor.shape != now.tensor.shape:
+            yield Change("weights-changed", name, "holds other values")
+        elif was.tensor is not now.tensor:
+            yield Change("weights-changed", name, "is another tensor of equal values")
+        elif was.wants_grad != now.wants_grad:
+            words = f"requires_grad was {was.wants_grad}, is {now.wants_grad}"
+            yield Change("requires-grad-changed", name, words)
+
+
+class Keeper:
+    """Puts a model and the process back to how they were when it was made.
+
+    Holds a copy of all weights. Putting back leaves what transformers added itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.state = State.of(model)
+        self._values = {n: h.tensor.detach().clone() for n, h in _by_name(self.state)}
+        self._tables = {
+            path: {
+                "hooks": {name: dict(getattr(module, name, {})) for name in _HOOKS},
+                "parameters": dict(module._parameters),
+                "buffers": dict(module._buffers),
+                "modules": dict(module._modules),
+                "own": {k: v for k, v in module.__dict__.items() if k == "forward"},
+            }
+            for path, module in self.state.modules.items()
+        }
+        self._global = {
+            name: dict(getattr(torch_module, name))
+            for name in dir(torch_module)
+            if name.startswith("_global") and name.endswith("hooks")
+        }
+        config = getattr(model, "config", None)
+        self._config = dict(config.__dict__) if config is not None else {}
+
+    def put_back(self) -> State:
+        """Restore everything; return what the state was just before."""
+        seen = State.of(self._model)
+        for path, table in self._tables.items():
+            self._module_back(self.state.modules[path], path, table)
+        for name, hooks in self._global.items():
+            _refill(getattr(torch_module, name), hooks)
+        config = getattr(self._model, "config", None)
+        if config is not None:
+            config.__dict__.clear()
+            config.__dict__.update(self._config)
+        for name, held in _by_name(self.state):
+            held.tensor.requires_grad_(held.wants_grad)
+            now = seen.weights.get(name)
+            if now is None or now.checksum != held.checksum:
+                held.tensor.data.copy_(self._values[name])
+        for name, (_, write) in _PROCESS.items():
+            write(self.state.process[name])
+        return seen
+
+    def _module_back(
+        self, module: nn.Module, path: str, table: Mapping[str, dict[str, Any]]
+    ) -> None:
+        for name, hooks in table["hooks"].items():
+            _refill(getattr(module, name, {}), hooks, keep=_by_transformers)
+        _refill(module._parameters, table["parameters"])
+        _refill(module._buffers, table["buffers"])
+        _refill(module._modules, table["modules"])
+        module.__dict__.pop("forward", None)
+        module.__dict__.update(table["own"])
+        for key in [k for k, v in module.__dict__.items() if isinstance(v, _PLAIN)]:
+            if key not in self.state.plain[path] and not key.startswith("_"):
+                del module.__dict__[key]
+        for key, value in self.state.plain[path].items():
+            module.__dict__[key] = value
+
+
+def _refill(
+    table: Any, wanted: Mapping[Any, Any], keep: Callable[[Any], bool] | None = None
+) -> None:
+    """Give a dict its former content and order; entries to ``keep`` come last."""
+    kept = {k: v for k, v in table.items() if k not in wanted and keep and keep(v)}
+    if dict(table) == {**wanted, **kept} and list(table) == [*wanted, *kept]:
+        return
+    table.clear()
+    table.update(wanted)
+    table.update(kept)
+
+
+def _by_transformers(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+def _by_name(state: State) -> Iterator[tuple[str, Held]]:
+    yield from state.weights.items()
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _held(tensor: Tensor) -> Held:
+    version = -1 if tensor.is_inference() else tensor._version
+    return Held(tensor, version, _checksum(tensor), tensor.requires_grad)
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Return a number that nearly any change of content changes; cheap, no proof."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return 0
+    flat = tensor.detach().contiguous().reshape(-1)
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = flat.view(kinds[flat.element_size()])
+    # The second sum sees elements that changed places.
+    return hash(
+        (int(bits.sum(dtype=torch.int64)), int(bits[::3].sum(dtype=torch.int64)))
+    )
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    own = module.__dict__.items()
+    return {
+        key: value
+        for key, value in own
+        if isinstance(value, _PLAIN) and not key.startswith("_")
+    }
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    known = dict(getattr(config, "__dict__", {}))
+    return {key: repr(value) for key, value in known.items()}
+
+
+def _kind(module: nn.Module | None) -> str:
+    return "nothing" if module is None else type(module).__name__
+
+
+class _Light(pickle.Pickler):
+    """Pickles everything but the tensors, which always can be."""
+
+    def persistent_id(self, one: Any) -> str | None:
+        return "tensor" if isinstance(one, Tensor) else None
+
+
+def _pickles(model: nn.Module) -> bool:
+    try:
+        _Light(io.BytesIO()).dump(model)
+    except Exception:  # whatever a foreign object's own pickling raises
+        return False
+    return True
+
+
+def _same(was: Any, now: Any) -> bool:
+    if isinstance(was, Tensor):
+        return torch.equal(was, now)
+    if isinstance(was, tuple):
+        return len(was) == len(now) and all(map(_same, was, now))
+    if isinstance(was, np.ndarray):
+        return bool(np.array_equal(was, now))
+    return bool(was == now)
+
+
+def _set_grad(on: bool) -> None:
+    torch.set_grad_enabled(on)
+
+
+_RANDOM = frozenset({"torch's generator", "numpy's generator", "Python's generator"})
+_PROCESS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch's generator": (torch.get_rng_state, torch.set_rng_state),
+    "numpy's generator": (np.random.get_state, np.random.set_state),
+    "Python's generator": (random.getstate, random.setstate),
+    "gradient mode": (torch.is_grad_enabled, _set_grad),
+    "autocast": (
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda on: torch.set_autocast_enabled("cpu", on),
+    ),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "deterministic algorithms": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+}

@@ -1,0 +1,63 @@
+"""Options that several commands have, so that each means the same everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+
+class Dtype(StrEnum):
+    """The floats that a model may run in."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Attn(StrEnum):
+    """The attention implementations of transformers that recon checks."""
+
+    eager = "eager"
+    sdpa = "sdpa"
+
+
+class Bound(StrEnum):
+    """The forms of the error bounds."""
+
+    deterministic = "deterministic"
+    probabilistic = "probabilistic"
+
+
+_MODELS = (
+    "bundled, random:tiny, random:gpt2 (-medium, -large, -xl), a local directory or a "
+    "hub id."
+)
+ModelArgument: TypeAlias = Annotated[str, typer.Argument(help=_MODELS)]
+ModelOption: TypeAlias = Annotated[str, typer.Option(help=_MODELS)]
+Text: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Run this prompt.")
+]
+InputIds: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Run these token ids: json, npy, npz, safetensors, pt or plain text.",
+    ),
+]
+ToDtype: TypeAlias = Annotated[
+    Dtype | None, typer.Option(help="Convert the model; default: as it is stored.")
+]
+Attention: TypeAlias = Annotated[
+    Attn | None, typer.Option(help="Attention; default: what the model chooses.")
+]
+Device: TypeAlias = Annotated[
+    str, typer.Option(help="Where to run, as torch names it.")
+]
+Json: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|-", help="Write JSON to a file too, or to stdout only."),
+]
