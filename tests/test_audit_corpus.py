@@ -18,7 +18,7 @@ from transformers import GPT2LMHeadModel, GPT2Model
 from transformers.models.gpt2 import modeling_gpt2
 
 import recon
-from recon.audit.rules import rule
+from recon.auditing.rules import rule
 from tests.corpus import EDITS, RIGHT, WRONG, Case, Edit, Fault, Right, Wrong
 
 FAMILIES = {

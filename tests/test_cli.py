@@ -550,7 +550,7 @@ def test_python_m_recon_is_the_command(run):
     assert done.stdout.decode() == run("--version")[1] == f"recon {recon.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["", "verify", "sites", "diff"])
+@pytest.mark.parametrize("command", ["", "verify", "sites", "diff", "audit", "explain"])
 def test_every_help_shows_an_example_within_80_columns(run, command):
     code, out, _ = run(*filter(None, [command]), "--help")
     assert code == 0

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 from xml.etree import ElementTree
 
 import jsonschema
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 
 import recon
 from recon import cli, models
-from recon.audit.findings import AuditReport, Finding, Judged
-from recon.audit.rules import rule
-from recon.audit.target import load_function, load_tensors, take_inputs
+from recon.auditing import claims as vocabulary
+from recon.auditing.findings import AuditReport, Finding, Judged
+from recon.auditing.rules import rule
+from recon.auditing.target import load_function, load_tensors, take_inputs
+from recon.cli.audit import Names
 from recon.errors import UsageError
 from recon.facts import Environment
 from recon.report.json import schema_text
@@ -113,7 +116,7 @@ def asked(monkeypatch):
         calls.append({"model": model, "tensors": tensors, **options})
         return answer(options, module.severity)
 
-    module = ModuleType("recon.audit.auditing")
+    module = ModuleType("recon.auditing.session")
     module.audit, module.audit_captures = audit, audit_captures
     module.calls, module.severity = calls, "note"
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -156,6 +159,10 @@ def test_every_option_reaches_the_audit(run, write, asked, options, name, value)
     write("hooks.py", RIGHT)
     run("hooks.py:capture", "--model", TINY, *options)
     assert asked.calls[0][name] == value
+
+
+def test_the_vocabularies_to_choose_from_are_those_of_the_audit():
+    assert {word.value for word in Names} == set(get_args(vocabulary.Names))
 
 
 def test_inputs_and_the_way_to_run_reach_the_audit(run, write, asked):

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from recon import cli
-from recon.audit.rules import RULES, rule
+from recon.auditing.rules import RULES, rule
 from recon.report.json import schema_text
 from recon.report.rules import PAGES, page
 

@@ -14,7 +14,7 @@ LAYERS = (
     "__init__  __main__",
     "cli  pytest_plugin",
     "report",
-    "audit  baseline  profile",
+    "auditing  baseline  profiling",
     "differences",
     "verification  capturing  inputs",
     "streaming",

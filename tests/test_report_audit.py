@@ -14,8 +14,8 @@ import torch
 from junitparser import JUnitXml
 from rich.console import Console
 
-from recon.audit.findings import AuditReport, Finding, Judged
-from recon.audit.rules import RULES, rule
+from recon.auditing.findings import AuditReport, Finding, Judged
+from recon.auditing.rules import RULES, rule
 from recon.facts import Environment
 from recon.report.audit import (
     LONG_NAME,

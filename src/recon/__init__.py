@@ -10,6 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recon.auditing.findings import AuditError as AuditError
+    from recon.auditing.findings import AuditReport as AuditReport
+    from recon.auditing.findings import Finding as Finding
+    from recon.auditing.session import audit as audit
+    from recon.auditing.session import audit_captures as audit_captures
     from recon.capturing import capture as capture
     from recon.compare import Check as Check
     from recon.differences import Difference as Difference
@@ -36,6 +41,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "audit": "auditing.session",
+    "audit_captures": "auditing.session",
+    "AuditError": "auditing.findings",
+    "AuditReport": "auditing.findings",
+    "Finding": "auditing.findings",
     "capture": "capturing",
     "Check": "compare",
     "BudgetError": "errors",

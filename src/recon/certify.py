@@ -11,13 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from recon.activations import activation, known
-from recon.compare import Check, compare, odd_share, ulps
+from recon.compare import (
+    Check,
+    Verdict,
+    compare,
+    most_ulps,
+    not_finite,
+    odd_share,
+)
 from recon.errors import CaptureError
 from recon.facts import Environment, Identity
 from recon.ops import (
@@ -37,6 +45,7 @@ from recon.rounding import (
     Arithmetic,
     Bounded,
     Form,
+    Rows,
     Softmax,
     attention_weights,
     layer_norm,
@@ -49,8 +58,11 @@ LEVEL = "certify"
 Place: TypeAlias = tuple[slice, ...]
 Piece: TypeAlias = tuple[Place, Bounded]
 
-# Elements of a float64 work tensor: 2^22 of them are 32 MB, and a rule holds a few.
-_AT_ONCE = 2**22
+# Elements of a float64 work tensor. A rule holds a few, and makes one pass over them
+# after another: they are to stay in the cache of a core. At most this many rows meet a
+# matrix at once, so that a piece has many of its columns.
+_AT_ONCE = 2**17
+_ROWS = 256
 
 
 def certify(
@@ -65,13 +77,17 @@ def certify(
 def check(trace: Trace, identity: Identity, form: Form = "deterministic") -> Check:
     """Bound one site from its captured inputs, and judge what was captured there."""
     blank = Check(str(identity.site), identity.name, LEVEL, "unverified")
+    op = identity.op
     try:
         inputs = [trace[place] for place in identity.inputs] + list(identity.extra)
         found = trace.captured(identity.site)
         if reason := unknown(identity, trace.facts.environment):
             return replace(blank, reason=reason)
         arithmetic = of(trace.facts.environment, found.dtype, form)
-        pieces = _rule(identity)(identity.op, inputs, found, arithmetic)
+        rule = _RULES.get(type(op))
+        if rule is None:
+            return _moved(op(*inputs), found, identity, arithmetic, blank)
+        pieces = rule(op, inputs, found, arithmetic)
         return judge(pieces, found, identity, inputs, blank)
     except CaptureError as error:
         return replace(blank, verdict="missing", reason=str(error))
@@ -103,70 +119,124 @@ def unknown(identity: Identity, environment: Environment) -> str:
 # -- one rule an op ------------------------------------------------------------
 
 
-def _rule(identity: Identity) -> Callable[..., Iterator[Piece]]:
-    return _RULES.get(type(identity.op), _exact)
+def _moved(
+    value: Tensor,
+    found: Tensor,
+    identity: Identity,
+    arithmetic: Arithmetic,
+    blank: Check,
+) -> Check:
+    """Judge what is moved, not computed: it may only be stored more coarsely."""
+    strict = not identity.dropout and value.dtype == found.dtype
+    if strict and value.shape == found.shape and torch.equal(value, found):
+        return _exact(found, blank)
+    exact = Arithmetic(value.dtype, arithmetic.form)
+    pieces = (
+        (place, exact.exact(value[place]).to(arithmetic))
+        for place in _places(value.shape)
+    )
+    return judge(pieces, found, identity, [], blank)
 
 
-def _exact(
-    op: Any, inputs: list[Tensor], found: Tensor, arithmetic: Arithmetic
-) -> Iterator[Piece]:
-    """Yield what is moved, not computed: it may only be stored more coarsely."""
-    moved = op(*inputs)
-    exact = Arithmetic(moved.dtype, arithmetic.form).exact(moved)
-    yield (), exact.to(arithmetic)
+def _exact(found: Tensor, blank: Check) -> Check:
+    if broken := not_finite(found):
+        return replace(blank, verdict="diverged", reason=broken[0], index=broken[1])
+    return replace(
+        blank,
+        verdict="exact",
+        max_abs=0.0,
+        max_ulp=0,
+        index=(0,) * found.ndim,
+        allowed=0.0,
+        bound_ratio=0.0,
+        sharpness=0.0,
+    )
+
+
+def _places(shape: torch.Size, rows: int = 0) -> Iterator[Place]:
+    """Cut B ... T n into pieces of whole rows: some tokens of one row of the batch, or
+    all tokens of some. ``rows`` says how many, or as many as fit.
+    """
+    batch, seq = shape[0], shape[-2] if len(shape) > 2 else 1
+    rows = rows or max(1, _AT_ONCE * batch * seq // max(1, shape.numel()))
+    between = (slice(None),) * (len(shape) - 3)
+    some, step = max(1, rows // max(1, seq)), min(rows, max(1, seq))
+    for first in range(0, batch, some):
+        for start in range(0, seq, step):
+            place = slice(first, min(first + some, batch)), *between
+            tokens = slice(start, min(start + step, seq))
+            yield (*place, tokens) if len(shape) > 2 else place
 
 
 def _add(
     op: Add, inputs: list[Tensor], found: Tensor, arithmetic: Arithmetic
 ) -> Iterator[Piece]:
-    total = arithmetic.exact(inputs[0])
-    for term in inputs[1:]:
-        total = total + arithmetic.exact(term)
-    yield (), total
+    inputs = list(torch.broadcast_tensors(*inputs))
+    for place in _places(inputs[0].shape):
+        total = arithmetic.exact(inputs[0][place])
+        for term in inputs[1:]:
+            total = total + arithmetic.exact(term[place])
+        yield place, total
 
 
 def _linear(
     op: Linear, inputs: list[Tensor], found: Tensor, arithmetic: Arithmetic
 ) -> Iterator[Piece]:
-    # Under autocast both operands are first cast to the dtype of the product.
-    x = _as_rows(inputs[0]).to(arithmetic.store)
-    weight, bias = op.weight.to(arithmetic.store), op.bias.to(arithmetic.store)
-    shape = inputs[0].shape
-    batch, seq = shape[0], shape[2 if inputs[0].ndim == 4 else 1]
-    result = product(x, weight, bias, arithmetic)
-    yield (), _shaped(result, (batch, seq, -1), op.heads)
+    x = merge_heads(inputs[0]) if inputs[0].ndim == 4 else inputs[0]
+    width = op.weight.shape[1] // op.heads if op.heads else 1
+    for place, part in _products(x, op.weight, op.bias, width, arithmetic):
+        batch, seq, some = place
+        if op.heads:
+            heads = slice(some.start // width, some.stop // width)
+            split = _shaped(part, lambda t: split_heads(t, t.shape[-1] // width))
+            yield (batch, heads, seq), split
+        else:
+            yield place, part
 
 
 def _unembed(
     op: Unembed, inputs: list[Tensor], found: Tensor, arithmetic: Arithmetic
 ) -> Iterator[Piece]:
-    rows = op.rows(inputs[0]).to(arithmetic.store)
-    weight = op.weight.to(arithmetic.store)
-    bias = None if op.bias is None else op.bias.to(arithmetic.store)
-    step = max(1, _AT_ONCE // (rows.shape[0] * rows.shape[1]))
-    for start in range(0, weight.shape[0], step):
-        some = slice(start, start + step)
-        part = product(
-            _as_rows(rows),
-            weight[some].t(),
-            None if bias is None else bias[some],
-            arithmetic,
-        )
-        yield (slice(None), slice(None), some), _shaped(part, (*rows.shape[:2], -1))
+    yield from _products(op.rows(inputs[0]), op.weight.t(), op.bias, 1, arithmetic)
+
+
+def _products(
+    x: Float[Tensor, "batch seq in"],
+    weight: Float[Tensor, "in out"],
+    bias: Float[Tensor, " out"] | None,
+    width: int,
+    arithmetic: Arithmetic,
+) -> Iterator[tuple[tuple[slice, slice, slice], Bounded]]:
+    """Yield x W + b, some columns at a time, a multiple of ``width``.
+
+    Under autocast both operands are first cast to the dtype of the product.
+    """
+    store, out = arithmetic.store, weight.shape[1]
+    for batch, seq in _places(x.shape, _ROWS):
+        part = x[batch, seq].to(store)
+        rows = Rows(part.reshape(-1, part.shape[-1]), arithmetic)
+        step = max(1, _AT_ONCE // (part.shape[0] * part.shape[1] * width)) * width
+        for start in range(0, out, step):
+            some = slice(start, min(start + step, out))
+            offset = None if bias is None else bias[some].to(store)
+            result = rows.times(weight[:, some].to(store), offset)
+            whole = _shaped(result, lambda t, to=part.shape: t.view(*to[:2], -1))
+            yield (batch, seq, some), whole
 
 
 def _layer_norm(
     op: LayerNorm, inputs: list[Tensor], found: Tensor, arithmetic: Arithmetic
 ) -> Iterator[Piece]:
-    rows = _as_rows(inputs[0])
-    result = layer_norm(rows, op.weight, op.bias, op.eps, arithmetic)
-    yield (), _shaped(result, inputs[0].shape)
+    for place in _places(inputs[0].shape):
+        rows = inputs[0][place]
+        yield place, layer_norm(rows, op.weight, op.bias, op.eps, arithmetic)
 
 
 def _activation(
     op: Activation, inputs: list[Tensor], found: Tensor, arithmetic: Arithmetic
 ) -> Iterator[Piece]:
-    yield (), activation(op.module, inputs[0], arithmetic)
+    for place in _places(inputs[0].shape):
+        yield place, activation(op.module, inputs[0][place], arithmetic)
 
 
 def _pattern(
@@ -185,7 +255,7 @@ def _mix(
         for head in range(pattern.shape[1]):
             place = (slice(batch, batch + 1), slice(head, head + 1))
             one = product(pattern[batch, head], v[batch, head], None, arithmetic)
-            yield place, _shaped(one, (1, 1, *one.value.shape))
+            yield place, _shaped(one, lambda t: t[None, None])
 
 
 def _fused(
@@ -233,16 +303,7 @@ def _soft(
             yield place, Softmax(soft.weights[None], soft.error[None], soft.sums)
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    x = merge_heads(x) if x.ndim == 4 else x
-    return x.reshape(-1, x.shape[-1])
-
-
-def _shaped(result: Bounded, shape: Iterable[int], heads: int = 0) -> Bounded:
-    def view(t: Tensor) -> Tensor:
-        t = t.view(*shape)
-        return split_heads(t, heads) if heads else t
-
+def _shaped(result: Bounded, view: Callable[[Tensor], Tensor]) -> Bounded:
     return replace(result, value=view(result.value), error=view(result.error))
 
 
@@ -274,33 +335,57 @@ class _Tally:
     sharpness: float = 0.0
     survived: int = 0
     alive: int = 0
+    unbounded: int = 0
 
     def add(
         self, place: Place, bounded: Bounded, found: Tensor, rows: Tensor, p: float
     ) -> None:
         """Take one piece; ``rows`` are the root mean squares of its whole rows."""
         value, error = bounded.value, bounded.error
-        real = found.double()
         if p > 0:
-            self.alive += int((value != 0).sum())
-            self.survived += int(((value != 0) & (real != 0)).sum())
-            scale = 1.0 / (1.0 - p) if p < 1 else 0.0
-            value = (value * scale).masked_fill(real == 0, 0.0)
-            # Scaling rounds the factor and the product.
-            error = error * scale + 2 * bounded.arithmetic.u * value.abs()
-        gap = (real - value).abs()
-        # A prediction that is not finite vouches for nothing: its ratio is infinite.
-        ratio = torch.where(gap == 0, 0.0, gap / error).nan_to_num(nan=math.inf)
-        worst = int(ratio.argmax())
+            value, error = self._dropped(bounded, found, p)
+        gap = torch.sub(value, found).abs_()
+        most = float(gap.max())
         self.seen += gap.numel()
-        self.max_abs = max(self.max_abs, float(gap.max()))
-        self.max_ulp = max(self.max_ulp, int(ulps(value.to(found.dtype), found).max()))
-        if self.index is None or float(ratio.flatten()[worst]) > self.ratio:
-            self.ratio = float(ratio.flatten()[worst])
+        self.max_abs = max(self.max_abs, most)
+        if most != 0:
+            self.max_ulp = max(self.max_ulp, most_ulps(value.to(found.dtype), found))
+        if self.index is None or most != 0:
+            self._rate(place, gap, error)
+        # What a fault must exceed to be caught: the bound, and the error already there.
+        caught = torch.add(error, gap, out=gap).amax(-1, keepdim=True)
+        if not math.isfinite(float(caught.max())):
+            self.unbounded += int((~error.isfinite()).sum())
+        sharp = torch.where(rows > 0, caught / rows, 0.0)
+        self.sharpness = max(self.sharpness, float(sharp.max()))
+
+    def _dropped(
+        self, bounded: Bounded, found: Tensor, p: float
+    ) -> tuple[Tensor, Tensor]:
+        """Count what dropout kept, and scale the prediction of it."""
+        value, kept = bounded.value, found != 0
+        self.alive += int((value != 0).sum())
+        self.survived += int(((value != 0) & kept).sum())
+        scale = 1.0 / (1.0 - p) if p < 1 else 0.0
+        value = (value * scale).masked_fill_(~kept, 0.0)
+        # Scaling rounds the factor and the product.
+        return value, bounded.error * scale + 2 * bounded.arithmetic.u * value.abs()
+
+    def _rate(self, place: Place, gap: Tensor, error: Tensor) -> None:
+        """Note the largest error over its bound, and where it is."""
+        ratio = gap / error
+        biggest = float(ratio.max())
+        if not math.isfinite(biggest):
+            # No error is none even where none is allowed, and an infinite bound allows
+            # any; a prediction that is not a number vouches for nothing.
+            free = (gap == 0) | (error == math.inf)
+            ratio = ratio.masked_fill_(free, 0.0).nan_to_num_(nan=math.inf)
+            biggest = float(ratio.max())
+        if self.index is None or biggest > self.ratio:
+            worst = int(ratio.argmax())
+            self.ratio = biggest
             self.allowed = float(error.flatten()[worst])
             self.index = _global_index(place, worst, gap.shape)
-        caught = torch.where(rows > 0, (error + gap) / rows, 0.0)
-        self.sharpness = max(self.sharpness, float(caught.max()))
 
 
 def judge(
@@ -342,13 +427,17 @@ def _verdict(tally: _Tally, found: Tensor, identity: Identity, blank: Check) -> 
     if tally.seen != found.numel():
         reason = f"{found.numel()} elements captured, {tally.seen} predicted"
         return replace(blank, verdict="diverged", reason=f"wrong shape: {reason}")
-    odd = odd_share(tally.alive, tally.survived, identity.dropout)
-    inside = tally.ratio <= 1.0 and not odd
-    exact = tally.max_abs == 0.0
+    reason = odd_share(tally.alive, tally.survived, identity.dropout)
+    verdict: Verdict = "exact" if tally.max_abs == 0.0 else "rounding"
+    if reason or not tally.ratio <= 1.0:
+        verdict = "diverged"
+    elif tally.unbounded:
+        verdict = "unverified"
+        reason = f"no finite bound for {tally.unbounded} elements: they may overflow"
     return replace(
         blank,
-        verdict="diverged" if not inside else "exact" if exact else "rounding",
-        reason=odd,
+        verdict=verdict,
+        reason=reason,
         max_abs=tally.max_abs,
         max_ulp=tally.max_ulp,
         index=tally.index,

@@ -223,9 +223,15 @@ class Recorder:
             if one.running:
                 one.stop(kind.__name__ if kind else "interrupted")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        """Return itself: a copy of the model has the hooks, and is not recorded."""
+        return self
+
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if module is not self._plan.root:
+            return
         self._settle()
         mine = self._threads
         one = _Pass(
@@ -245,7 +251,7 @@ class Recorder:
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         mine = self._threads
-        if not mine.stack:
+        if not mine.stack or module is not self._plan.root:
             return
         one = mine.stack.pop()
         mine.current = mine.stack[-1] if mine.stack else None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 Form: TypeAlias = Literal["deterministic", "probabilistic"]
@@ -97,7 +98,7 @@ class Arithmetic:
     def exact(self, tensor: Tensor) -> Bounded:
         """Take a tensor as it is: no error yet."""
         value = tensor.double()
-        return Bounded(value, torch.zeros_like(value), self)
+        return Bounded(value, value.new_zeros(()).expand_as(value), self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +118,11 @@ class Bounded:
         Where the value may exceed the largest number, the error is infinite.
         """
         store, u = self.arithmetic.store, self.arithmetic.u
-        largest = self.value.abs() + self.error
-        error = self.error + units * u * largest + _LOST[store]
-        error = error.masked_fill(largest >= torch.finfo(store).max, math.inf)
+        largest = self.value.abs().add_(self.error)
+        error = torch.add(self.error, largest, alpha=units * u).add_(_LOST[store])
+        limit = torch.finfo(store).max
+        if largest.numel() and not float(largest.max()) < limit:
+            error.masked_fill_(largest >= limit, math.inf)
         return replace(self, error=error)
 
     def to(self, arithmetic: Arithmetic) -> Bounded:
@@ -128,36 +131,36 @@ class Bounded:
         coarser = UNIT[arithmetic.store] > UNIT[self.arithmetic.store]
         return moved.rounded() if coarser else moved
 
-    def _as(self, other: Bounded | float) -> Bounded:
-        if isinstance(other, Bounded):
-            return other
-        value = torch.full_like(self.value, other)
-        # A constant is rounded to the precision in which it is used.
-        return Bounded(value, self.arithmetic.u * value.abs(), self.arithmetic)
-
     def __add__(self, other: Bounded | float) -> Bounded:
-        other = self._as(other)
-        return replace(
-            self, value=self.value + other.value, error=self.error + other.error
-        ).rounded()
+        if isinstance(other, Bounded):
+            value, error = self.value + other.value, self.error + other.error
+        else:
+            # A constant is rounded to the precision in which it is used.
+            off = self.arithmetic.u * abs(other)
+            value, error = self.value + other, self.error + off
+        return replace(self, value=value, error=error).rounded()
 
     def __sub__(self, other: Bounded | float) -> Bounded:
-        other = self._as(other)
-        return self + replace(other, value=-other.value)
+        if isinstance(other, Bounded):
+            return self + replace(other, value=-other.value)
+        return self + -other
 
     def __mul__(self, other: Bounded | float) -> Bounded:
-        other = self._as(other)
-        error = (
-            self.value.abs() * other.error
-            + self.error * other.value.abs()
-            + self.error * other.error
-        )
-        return replace(self, value=self.value * other.value, error=error).rounded()
+        if isinstance(other, Bounded):
+            value = self.value * other.value
+            # |x| e_y + e_x (|y| + e_y)
+            error = self.value.abs().mul_(other.error)
+            error.addcmul_(self.error, other.value.abs().add_(other.error))
+        else:
+            size, off = abs(other), self.arithmetic.u * abs(other)
+            value = self.value * other
+            error = self.value.abs().mul_(off).add_(self.error, alpha=size + off)
+        return replace(self, value=value, error=error).rounded()
 
     def power(self, n: int) -> Bounded:
         """The n-th power, by ``pow`` or by n-1 products."""
-        high = (self.value.abs() + self.error) ** n
-        error = high - self.value.abs() ** n
+        size = self.value.abs()
+        error = (size + self.error).pow_(n).sub_(size.pow_(n))
         return replace(self, value=self.value**n, error=error).rounded(
             max(ELEMENTARY, n - 1)
         )
@@ -167,11 +170,10 @@ class Bounded:
     ) -> Bounded:
         """Apply a monotone function that libraries compute to ``units`` roundoffs."""
         value = function(self.value)
-        above = (function(self.value + self.error) - value).abs()
-        below = (function(self.value - self.error) - value).abs()
-        return replace(self, value=value, error=torch.maximum(above, below)).rounded(
-            units
-        )
+        above = (function(self.value + self.error) - value).abs_()
+        below = (function(self.value - self.error) - value).abs_()
+        error = torch.maximum(above, below, out=above)
+        return replace(self, value=value, error=error).rounded(units)
 
     def clipped(self, low: float, high: float) -> Bounded:
         """Clip; both ends and the slope of one are exact."""
@@ -184,23 +186,63 @@ class Bounded:
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic
 ) -> Bounded:
-    """Return ``x W + b`` for x (rows, in), W (in, out): any order, any split, any FMA.
+    """Return ``x W + b`` for x (rows, in), W (in, out); see ``Rows``."""
+    return Rows(x, arithmetic).times(weight, bias)
+
+
+class Rows:
+    """The rows of a left factor, made ready for products: any order, split or FMA.
 
     gamma_{n+1} (|x||W| + |b|), accumulated, then stored once. A kernel that flushes
     operands (AVX512's bfloat16 products do) loses s |w| or s |x| with each term, one
     that flushes results s with each product and each sum.
     """
-    exact, into = x.double(), weight.double()
-    far, wide = exact.abs(), into.abs()
-    value, size = exact @ into, far @ wide
-    if bias is not None:
-        value, size = value + bias.double(), size + bias.double().abs()
-    n = x.shape[-1] + 1
-    inputs = 2 * arithmetic.inputs + arithmetic.inputs**2
-    lost = 2 * n + far.sum(-1, keepdim=True) + wide.sum(0)
-    error = (arithmetic.gamma(n) + inputs) * size
-    error = error + lost * _LOST[arithmetic.accumulator]
-    return Bounded(value, error, arithmetic).rounded()
+
+    def __init__(self, x: Float[Tensor, "*lead rows in"], arithmetic: Arithmetic):
+        self._arithmetic = arithmetic
+        self._terms = x.shape[-1] + 1
+        self._exact = x.double()
+        self._kind, self._short = _sizes_in(arithmetic, self._terms)
+        far = x.to(self._kind).abs()
+        self._lost = far.sum(-1, keepdim=True, dtype=torch.float64)
+        # A row of ones makes the sums of |W| in the same product.
+        self._far = torch.cat([far, torch.ones_like(far[..., :1, :])], -2)
+
+    def times(
+        self,
+        weight: Float[Tensor, "*lead in out"],
+        bias: Float[Tensor, " out"] | None = None,
+    ) -> Bounded:
+        """Return the product with W, plus b."""
+        value = self._exact @ weight.double()
+        size = self._far @ weight.to(self._kind).abs()
+        size, sums = size[..., :-1, :], size[..., -1:, :].double()
+        if bias is not None:
+            value.add_(bias.double())
+            size.add_(bias.to(self._kind).abs())
+        return Bounded(value, self._error(size, sums), self._arithmetic).rounded()
+
+    def _error(self, size: Tensor, sums: Tensor) -> Tensor:
+        """Bound the sum; what is lost near zero counts in |x||W| as well."""
+        arithmetic, n = self._arithmetic, self._terms
+        inputs = 2 * arithmetic.inputs + arithmetic.inputs**2
+        relative = (arithmetic.gamma(n) + inputs) / (1 - self._short)
+        lost = (self._lost + 2 * n) * ((1 + relative) * _LOST[arithmetic.accumulator])
+        sums *= (1 + relative) / (1 - self._short) * _LOST[arithmetic.accumulator]
+        error = size.double() if size.dtype != torch.float64 else size
+        return error.mul_(relative).add_(sums).add_(lost)
+
+
+def _sizes_in(arithmetic: Arithmetic, n: int) -> tuple[torch.dtype, float]:
+    """Return in which dtype to compute |x||W|, and the share it may fall short by.
+
+    In float32 it costs half, and falls short by at most gamma_n: 5e-5 for n = 768.
+    """
+    unit = UNIT[torch.float32]
+    whole = torch.get_float32_matmul_precision() == "highest"
+    if arithmetic.accumulator == torch.float32 and whole and n * unit < 0.01:
+        return torch.float32, n * unit / (1 - n * unit)
+    return torch.float64, 0.0
 
 
 def layer_norm(
@@ -219,11 +261,11 @@ def layer_norm(
     mean = exact.mean(-1, keepdim=True)
     centred = exact - mean
     variance = centred.square().mean(-1, keepdim=True)
-    size = exact.abs().mean(-1, keepdim=True)
+    far = exact.abs()
+    size = far.mean(-1, keepdim=True)
     root = exact.square().mean(-1, keepdim=True).sqrt()
     # A running mean rounds each of its steps as well: docs/numerics.md.
     gamma = inner.gamma(n + 6 + 3 * math.ceil(math.log(n)))
-    off_mean = gamma * size
     off_variance = gamma * (2 * variance.sqrt() * root + variance)
     off_variance = off_variance + (gamma * root).square()
 
@@ -238,18 +280,19 @@ def layer_norm(
         + 4 * a * rstd
     )
     # Kernels may compute x * rstd - mean * rstd, which cancels: two roundings each.
-    off_centred = off_mean + 2 * a * (exact.abs() + mean.abs())
-    normal = centred * rstd
-    off_normal = off_centred * (rstd + off_rstd) + centred.abs() * off_rstd
+    off_centred = far.mul_(2 * a).add_(gamma * size + 2 * a * mean.abs())
     gain = weight.double()
-    value, error = normal * gain, off_normal * gain.abs()
-    error = error + 2 * a * (value.abs() + error)
+    value = (centred * rstd).mul_(gain)
+    off = off_centred.mul_(rstd + off_rstd).addcmul_(centred.abs_(), off_rstd)
+    error = off.mul_(gain.abs())
+    error.mul_(1 + 2 * a).add_(value.abs(), alpha=2 * a)
     if bias is not None:
-        value = value + bias.double()
+        value.add_(bias.double())
         # Kernels may fold the mean into the bias: one more rounding of it.
-        error = error + a * (value.abs() + 2 * bias.double().abs() + error)
+        error.mul_(1 + a).add_(value.abs(), alpha=a).add_(2 * a * bias.double().abs())
     overflows = n * root.square() * (1 + gamma) >= torch.finfo(inner.store).max
-    error = error.masked_fill(overflows | ~value.isfinite(), math.inf)
+    if bool((overflows | ~value.sum(-1, keepdim=True).isfinite()).any()):
+        error = error.masked_fill(overflows | ~value.isfinite(), math.inf)
     return Bounded(value, error, arithmetic).rounded()
 
 
@@ -286,46 +329,50 @@ def attention_weights(
     inner = stored.inside
     a, u = inner.a, stored.u
     inputs = 2 * stored.inputs + stored.inputs**2
-    off = (inner.gamma(width) + inputs) * size
+    off = size * (inner.gamma(width) + inputs)
     # Kept in the accumulator, q or k may be scaled first, which rounds every product.
-    wide = ((1 + u) ** 4 - 1) * (scores.abs() + off)
-    off = off + (wide if u > a else 4 * a * size)
+    if u > a:
+        off = off.add_(scores.abs().add_(off), alpha=(1 + u) ** 4 - 1)
+    else:
+        off = off.add_(size, alpha=4 * a)
     if bias is not None:
         scores = scores + bias
-        off = off + u * (scores.abs() + off)
-    scores = scores.masked_fill(~allowed, -math.inf)
+        off = off.add_(scores.abs().add_(off), alpha=u)
+    hidden = ~allowed
+    scores = scores.masked_fill(hidden, -math.inf)
     top = scores.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
     shifted = scores - top
-    near = scores.abs().nan_to_num(posinf=0.0)
     # Subtracting the maximum, and base-2 exponentials that scale by log2(e) first.
-    off = off + a * (2 * shifted.abs().nan_to_num(posinf=0.0) + 2 * (near + top.abs()))
-    off = (off + ELEMENTARY * a).masked_fill(~allowed, 0.0)
-    p = shifted.softmax(-1).nan_to_num(nan=0.0)
+    far = scores.abs_().add_(top.abs()).sub_(shifted)
+    off = off.add_(far, alpha=2 * a).add_(ELEMENTARY * a).masked_fill_(hidden, 0.0)
+    p = shifted.softmax(-1).nan_to_num_(nan=0.0)
     keys = scores.shape[-1]
     # A rescaling is an exponential and a product.
     sums = inner.gamma(keys + 5 * math.ceil(keys / _BLOCK))
     relative = sums + (2 + ELEMENTARY) * a
     # Logarithms: a score of 10^4 in bfloat16 is off by more than exp can hold.
-    low, high = shifted - off, shifted + off
-    above = (high - low.logsumexp(-1, keepdim=True)).exp() * (1 + relative)
-    below = (low - high.logsumexp(-1, keepdim=True)).exp() * (1 - relative)
-    above, below = above.nan_to_num(nan=0.0), below.nan_to_num(nan=0.0)
-    error = torch.maximum(above.clamp(max=1.0 + relative) - p, p - below)
-    return Softmax(p, error.clamp(min=0.0) + _LOST[inner.store], sums)
+    low, high = shifted - off, shifted.add_(off)
+    lowest, highest = (t.logsumexp(-1, keepdim=True) for t in (low, high))
+    above = high.sub_(lowest).exp_().mul_(1 + relative).nan_to_num_(nan=0.0)
+    below = low.sub_(highest).exp_().mul_(1 - relative).nan_to_num_(nan=0.0)
+    above = above.clamp_(max=1.0 + relative).sub_(p)
+    error = torch.maximum(above, below.neg_().add_(p), out=above)
+    return Softmax(p, error.clamp_(min=0.0).add_(_LOST[inner.store]), sums)
 
 
 def mixed(soft: Softmax, values: Tensor, arithmetic: Arithmetic) -> Bounded:
     """Return ``p v`` of a fused kernel: weights rounded to the dtype, then summed."""
-    exact, size, store = values.double(), values.double().abs(), arithmetic.store
+    exact, store = values.double(), arithmetic.store
+    size = exact.abs()
     value = soft.weights @ exact
     half = arithmetic.u > arithmetic.inside.a
     weight_rounding = arithmetic.u if half else 0.0
     inputs = 2 * arithmetic.inputs + arithmetic.inputs**2
     relative = soft.sums + weight_rounding + inputs
-    error = soft.error @ size * (1 + relative) + relative * (soft.weights @ size)
-    keys = soft.weights.shape[-1]
-    error = error + 2 * keys * _LOST[arithmetic.accumulator]
+    off = (soft.error * (1 + relative)).add_(soft.weights, alpha=relative)
     if half:
         # A weight near zero loses up to the smallest float16, or all of itself.
-        error = error + (soft.weights + soft.error).clamp(max=_LOST[store]) @ size
+        off.add_((soft.weights + soft.error).clamp_(max=_LOST[store]))
+    keys = soft.weights.shape[-1]
+    error = (off @ size).add_(2 * keys * _LOST[arithmetic.accumulator])
     return Bounded(value, error, arithmetic).rounded()

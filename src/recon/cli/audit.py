@@ -31,7 +31,8 @@ from recon.report.foreign import visible
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recon.audit.findings import AuditReport
+    from recon.auditing import claims as vocabulary
+    from recon.auditing.findings import AuditReport
     from recon.cli.options import Attn, Dtype
     from recon.models import Loaded
 
@@ -86,7 +87,7 @@ class Wanted:
     """How to read the names, and what to look for."""
 
     claims: Mapping[str, str]
-    names: str
+    names: vocabulary.Names
     ignore: Sequence[str]
     strict: bool
     effort: Effort
@@ -125,7 +126,7 @@ def command(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer runs: what one prompt shows.")
+        bool, typer.Option("--quick", help="Fewer runs, and quicker.")
     ] = False,
     thorough: Annotated[
         bool, typer.Option("--thorough", help="More runs, and slower ones.")
@@ -170,7 +171,7 @@ def command(
     run = Run(model, dtype, attn, device, seed, text, input_ids)
     silence_libraries()
 
-    from recon.audit.target import is_captures
+    from recon.auditing.target import is_captures
 
     judge = _audit_captures if is_captures(target) else _audit_function
     report = judge(target, run, wanted)
@@ -200,7 +201,7 @@ def _effort(quick: bool, thorough: bool) -> Effort:
 
 
 def _codes(words: Sequence[str]) -> tuple[str, ...]:
-    from recon.audit.rules import rule
+    from recon.auditing.rules import rule
 
     return tuple(rule(word).code for word in words)
 
@@ -252,10 +253,10 @@ def _flat(
 
 def _audit_function(target: str, run: Run, wanted: Wanted) -> AuditReport:
     """Import the function and audit it; what it prints goes to stderr."""
-    from recon.audit.target import load_function
+    from recon.auditing.target import load_function
 
     with redirect_stdout(sys.stderr), load_function(target) as found:
-        from recon.audit.auditing import audit
+        from recon.auditing.session import audit
 
         loaded = run.load()
         inputs = run.inputs(loaded)
@@ -278,8 +279,8 @@ def _audit_function(target: str, run: Run, wanted: Wanted) -> AuditReport:
 
 def _audit_captures(target: str, run: Run, wanted: Wanted) -> AuditReport:
     """Audit saved tensors, on the inputs that were given or saved along with them."""
-    from recon.audit.auditing import audit_captures
-    from recon.audit.target import load_tensors, take_inputs
+    from recon.auditing.session import audit_captures
+    from recon.auditing.target import load_tensors, take_inputs
 
     if wanted.effort != "default":
         raise UsageError(

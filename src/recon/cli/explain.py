@@ -24,7 +24,7 @@ def command(
     traceback: Traceback = False,
 ) -> None:
     """Explain a rule of recon audit: what it means, and how to mend the code."""
-    from recon.audit.rules import RULES, rule
+    from recon.auditing.rules import RULES, rule
 
     streams.require_writable(json)
     rules = RULES if word is None else (rule(word),)
@@ -38,7 +38,7 @@ def command(
 
 def _show(word: str | None) -> None:
     """Show one page, as it is written where there is no terminal; or the list."""
-    from recon.audit.rules import RULES, rule
+    from recon.auditing.rules import RULES, rule
     from recon.report.rules import page, render_list, render_page
 
     console = streams.output()

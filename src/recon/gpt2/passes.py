@@ -97,12 +97,15 @@ class Start:
         """Read the root's arguments, by name, and torch's modes."""
         embeddings = given.get("inputs_embeds")
         some = embeddings if embeddings is not None else given.get("input_ids")
-        known = isinstance(some, Tensor)
+        kind: str = "cpu"
+        shape: tuple[int, ...] = ()
+        if isinstance(some, Tensor):
+            kind, shape = some.device.type, tuple(some.shape[:2])
         return cls(
             embeddings=embeddings.detach() if embeddings is not None else None,
-            shape=tuple(some.shape[:2]) if known else (),
+            shape=shape,
             logits_to_keep=given.get("logits_to_keep", 0),
-            autocast=_autocast(some.device.type if known else "cpu"),
+            autocast=_autocast(kind),
             grad=torch.is_grad_enabled(),
             backends=sdp_backends(),
         )

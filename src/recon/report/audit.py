@@ -18,7 +18,7 @@ from recon.report.rules import COLOUR, SEVERITIES, gravest_first
 from recon.report.terminal import listed, short
 
 if TYPE_CHECKING:
-    from recon.audit.findings import AuditReport, Finding, Judged
+    from recon.auditing.findings import AuditReport, Finding, Judged
 
 MANY_PLACES = 4
 MANY_TENSORS = 40

@@ -17,8 +17,8 @@ from recon.report.foreign import encodable, plain
 from recon.report.rules import gravest_first, page
 
 if TYPE_CHECKING:
-    from recon.audit.findings import AuditReport, Finding, Judged
-    from recon.audit.rules import Rule
+    from recon.auditing.findings import AuditReport, Finding, Judged
+    from recon.auditing.rules import Rule
     from recon.compare import Check
     from recon.differences import Difference
     from recon.facts import Environment

@@ -15,7 +15,7 @@ from recon.report.foreign import visible, visible_lines
 from recon.report.rules import gravest_first
 
 if TYPE_CHECKING:
-    from recon.audit.findings import AuditReport, Finding, Judged
+    from recon.auditing.findings import AuditReport, Finding, Judged
 
 _HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n'
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from recon.audit.findings import Finding
-    from recon.audit.rules import Rule, Severity
+    from recon.auditing.findings import Finding
+    from recon.auditing.rules import Rule, Severity
 
 PAGES = Path(str(files("recon"))) / "data" / "rules"
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

@@ -15,8 +15,8 @@ from recon.report.foreign import encodable, plain, visible
 from recon.report.rules import gravest_first, page
 
 if TYPE_CHECKING:
-    from recon.audit.findings import AuditReport, Finding
-    from recon.audit.rules import Rule
+    from recon.auditing.findings import AuditReport, Finding
+    from recon.auditing.rules import Rule
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from recon.audit.calls import Call
-from recon.audit.findings import Finding
-from recon.audit.near import allowance, apart
-from recon.audit.rules import Severity, rule
+from recon.auditing.calls import Call
+from recon.auditing.findings import Finding
+from recon.auditing.near import allowance, apart
+from recon.auditing.rules import Severity, rule
 from recon.sites import Site
 from recon.trace import Trace
 
@@ -50,12 +49,16 @@ def effects(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
     if call.situation.raises:
         return
     yield from _mode(call)
-    yield from _result(call, earlier)
+    if ignored := _mask_ignored(call):
+        yield ignored
+    else:
+        yield from _result(call, earlier)
 
 
 def _left_behind(call: Call) -> Iterator[Finding]:
     by_rule: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for one in call.changes:
+    # recon's own hooks tell who clears too much; others' are the better example.
+    for one in sorted(call.changes, key=lambda one: "recon." in one.words):
         name = one.rule
         if name == "random-state-changed" and call.situation.train:
             continue  # dropout draws, too
@@ -80,15 +83,32 @@ def _left_behind(call: Call) -> Iterator[Finding]:
 
 def _mode(call: Call) -> Iterator[Finding]:
     for trace in call.passes:
-        training = trace.facts.environment.training
-        if training != call.situation.train:
-            words = "train mode, with dropout" if training else "eval mode"
+        if trace.facts.environment.training and not call.situation.train:
             yield finding(
                 "mode-changed",
-                f"the code ran the model in {words}, which is not the mode it was in",
+                "the code ran the model in train mode, with dropout, though it was in "
+                "eval mode",
                 run=call.situation.name,
+                # What was put back was meant; what was not is told as an error.
+                severity="note",
             )
             return
+
+
+def _mask_ignored(call: Call) -> Finding | None:
+    """Say if the code took an attention mask and ran the model without it."""
+    bare, clean = call.unmasked, call.clean
+    if bare is None or clean is None or _first_changed(bare, clean) is None:
+        return None
+    for trace in call.passes:
+        if trace.facts.shape == bare.facts.shape and not _first_changed(trace, bare):
+            return finding(
+                "padding-taken",
+                "the model ran as if there were no attention_mask: padding was "
+                "attended to",
+                run=call.situation.name,
+            )
+    return None
 
 
 # -- does the model compute something else? --------------------------------------
@@ -221,36 +241,3 @@ def storage(call: Call) -> Iterator[Finding]:
     for name, kind in call.returned.live.items():
         words = f"`{name}` is a {kind}, which later passes extend"
         yield finding("live-object", words, places=[name], run=run)
-
-
-def overwritten(call: Call, name: str, tensor: Tensor) -> Finding | None:
-    """Say if a capture is memory of the pass that was edited after it was computed."""
-    address = tensor.untyped_storage().data_ptr()
-    for copies, aliases in zip(call.passes, call.aliases, strict=False):
-        for place, alias in aliases.tensors.items():
-            if alias.untyped_storage().data_ptr() != address:
-                continue
-            copy = copies.tensors[place]
-            if torch.equal(alias, copy):
-                continue
-            spread = (
-                int((ulps(copy, alias) > 0).sum()) if copy.dtype == alias.dtype else 0
-            )
-            return finding(
-                "overwritten",
-                f"`{name}` is the memory of {place}, which was edited in place after "
-                f"it was computed ({spread:,} of {copy.numel():,} values changed)",
-                places=[name],
-                run=call.situation.name,
-                sites=(str(place),),
-            )
-    return None
-
-
-def without_twice(findings: Iterable[Finding]) -> list[Finding]:
-    """Keep one finding of each kind: the same rule at the same places, first run."""
-    kept: dict[tuple[str, tuple[str, ...]], Finding] = {}
-    for one in findings:
-        key = one.rule.code, one.places if one.rule.code.startswith("RC1") else ()
-        kept.setdefault(key, replace(one))
-    return list(kept.values())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from recon.audit.quantities import Quantity
+from recon.auditing.quantities import Quantity
 from recon.ops import merge_heads
 
 _DIRECTIONS = 4

@@ -6,14 +6,14 @@ import inspect
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recon import gpt2
-from recon.audit.calls import (
+from recon.auditing.calls import (
     Call,
     Caller,
     Effort,
@@ -22,13 +22,13 @@ from recon.audit.calls import (
     accepted,
     situations,
 )
-from recon.audit.claims import Names, Reader
-from recon.audit.content import digest
-from recon.audit.effects import effects, finding, overwritten, storage
-from recon.audit.findings import AuditReport, Finding, Judged
-from recon.audit.judging import Judge, Judgement
-from recon.audit.returned import take_apart
-from recon.audit.rules import rule
+from recon.auditing.claims import Names, Reader
+from recon.auditing.content import digest
+from recon.auditing.effects import effects, finding, storage
+from recon.auditing.findings import AuditReport, Finding, Judged
+from recon.auditing.judging import Judge, Judgement
+from recon.auditing.returned import take_apart
+from recon.auditing.rules import rule
 from recon.facts import Environment
 from recon.sites import Site
 from recon.trace import Trace
@@ -55,9 +55,9 @@ def audit(
 ) -> AuditReport:
     """Judge whether the tensors that ``function`` returns are what their names say.
 
-    ``function(model, input_ids)`` returns a mapping of names to tensors, however nested;
-    ``attention_mask``, ``position_ids`` and ``token_type_ids`` are passed if it takes
-    them. It is called several times, with inputs of recon's choice (and first with
+    ``function(model, input_ids)`` returns a mapping of names to tensors, however
+    nested; ``attention_mask``, ``position_ids`` and ``token_type_ids`` are passed if it
+    takes them. It is called several times, with inputs of recon's choice (first with
     ``inputs``, if given); the model is put back after each call. ``claims`` maps names
     to sites, ``layer_{l}`` to ``h.{l}.resid_post`` for one; ``ignore`` names rules to
     leave out, by code or name; with ``strict`` notes count as findings.
@@ -123,7 +123,7 @@ def audit_captures(
     situation = Situation("the given inputs", dict(inputs))
     clean = record(model, **inputs)
     returned = take_apart(tensors)
-    call = Call(situation, returned, (), (), clean, (), False, {})
+    call = Call(situation, returned, (), (), clean, None, (), 0, {})
     session = _Session(None, model, claims or {}, names)
     session.take(call)
     found = [one for one in session.findings() if one.rule.code not in ignored]
@@ -162,6 +162,7 @@ class _Session:
     tensors: list[Judged] = field(default_factory=list)
     wrong: dict[str, str] = field(default_factory=dict)
     hopeless: bool = False
+    _wrong_at_first: set[str] = field(default_factory=set)
     _found: list[Finding] = field(default_factory=list)
     _judgements: list[tuple[str, Judgement]] = field(default_factory=list)
     _conventions: dict[str, str] = field(default_factory=dict)
@@ -283,21 +284,43 @@ class _Session:
         judge = Judge(call, reader, list(self._earlier(call)), self._conventions)
         judged = judge.judge()
         self._conventions = judge.conventions
+        if main:
+            self._few(call, judged)
         for one in judged:
             if call.situation.train and one.rule not in _EXACT:
                 continue  # dropout makes other numbers of honest formulas
-            late = overwritten(call, one.name, one.tensor) if one.rule else None
-            if late is not None:
-                self._found.append(late)
-                one = replace(one, rule="overwritten", sentence=late.message)
             if main:
                 self.tensors.append(_told(one))
+                self._wrong_at_first |= {one.name} if one.rule else set()
+            elif one.rule == "unexplained" and one.name not in self._wrong_at_first:
+                again = self._main is not None and _same_prompt(self._main, call)
+                if again:
+                    continue  # told as not-repeatable
             if one.rule and self.wrong.get(one.name) in (None, one.rule):
                 self.wrong[one.name] = one.rule
-                if late is None:
-                    self._judgements.append((call.situation.name, one))
+                self._judgements.append((call.situation.name, one))
             elif one.rule == "other-run" or (main and not one.rule):
                 self._judgements.append((call.situation.name, one))
+
+    def _few(self, call: Call, judged: Sequence[Judgement]) -> None:
+        """Say if many modules were hooked and one tensor came of it."""
+        depth = gpt2.base(self.model).config.n_layer
+        numbered = len(judged) == 1 and "{l}" in judged[0].claim.family
+        passes = max(1, len(call.passes))
+        if numbered and depth > 1 and call.hooks >= depth * passes:
+            words = (
+                f"the code made {call.hooks} hooks and returned one tensor, "
+                f"`{judged[0].name}`: keys may overwrite each other"
+            )
+            self._found.append(
+                finding(
+                    "wrong-count",
+                    words,
+                    places=[judged[0].name],
+                    run=call.situation.name,
+                    severity="warning",
+                )
+            )
 
     def _earlier(self, call: Call) -> Iterator[tuple[str, Trace]]:
         """Yield runs whose values may linger."""
@@ -336,7 +359,7 @@ class _Session:
         for call in again:
             other = _digests(call)
             varied = [n for n, d in self._digests.items() if other.get(n, d) != d]
-            varied = [n for n in varied if n not in self.wrong]
+            varied = [n for n in varied if n not in self._wrong_at_first]
             if varied and not call.error and not call.situation.raises:
                 words = (
                     f"`{varied[0]}` is another tensor when the same prompt runs again"
@@ -381,14 +404,16 @@ def _told(one: Judgement) -> Judged:
 
 
 def _grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
-    """Tell one cause once: the same rule, and what was taken for what, in all blocks."""
+    """Tell one cause once: a rule, and what was taken for what, in all blocks."""
     groups: dict[tuple[str, ...], list[tuple[str, Judgement, str]]] = defaultdict(list)
     for run, one in judged:
         told = [(one.rule, one.sentence)] if one.rule else one.notes
         for name, sentence in told:
             groups[(name, *_pattern(name, one))].append((run, one, sentence))
     for (name, *_), members in groups.items():
-        distinct = {one.name: (run, one, words) for run, one, words in members}
+        distinct: dict[str, tuple[str, Judgement, str]] = {}
+        for member in members:
+            distinct.setdefault(member[1].name, member)
         (run, first, words), *others = distinct.values()
         more = f" (and {len(others)} more so)" if others else ""
         yield finding(

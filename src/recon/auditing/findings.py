@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, TypeAlias
 
-from recon.audit.rules import Rule, Severity
+from recon.auditing.rules import Rule, Severity
 from recon.errors import ReconError
 from recon.facts import Environment
 

@@ -97,6 +97,10 @@ class Index:
                 self._enter(
                     number, "at", axes, leading.sum(gone) if gone else leading, 0
                 )
+        if last > 1:
+            # A feature of one row: the last axis was taken for that of the tokens.
+            rest = list(range(1, last))
+            self._enter(number, "at", (0, last), each.sum(rest), 0)
         features = each.sum(list(range(last))) if last else each
         self._enter(number, "at", (last,), features, 0)
         for axis in range(last + 1):

@@ -6,10 +6,12 @@ random generators, gradient mode, autocast: everything that a call may leave beh
 
 from __future__ import annotations
 
+import inspect
 import io
 import pickle
 import random
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
+_WATCHED = ("torch.nn", "transformers")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -61,7 +64,7 @@ class State:
     weights: Mapping[str, Held]
     config: dict[str, Any]
     process: dict[str, Any]
-    pickles: bool
+    code: Mapping[str, Any]
 
     @classmethod
     def of(cls, model: nn.Module) -> State:
@@ -74,7 +77,7 @@ class State:
             weights={name: _held(tensor) for name, tensor in _weights(model)},
             config=_config(model),
             process={name: read() for name, (read, _) in _PROCESS.items()},
-            pickles=_pickles(model),
+            code=_code(modules.values()),
         )
 
 
@@ -92,8 +95,9 @@ def changes(before: State, after: State) -> Iterator[Change]:
             rule = "random-state-changed" if name in _RANDOM else "global-state-changed"
             words = "" if name in _RANDOM else f"was {was}, is {after.process[name]}"
             yield Change(rule, name, words)
-    if before.pickles and not after.pickles:
-        yield Change("unpicklable", "the model", "pickle.dumps raises")
+    for name, was in before.code.items():
+        if after.code.get(name) is not was:
+            yield Change("forward-replaced", name, "is another function")
 
 
 def _hook_changes(
@@ -158,8 +162,9 @@ class Keeper:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self.state = State.of(model)
+        self._pickled = _pickles(model)
         self._values = {n: h.tensor.detach().clone() for n, h in _by_name(self.state)}
-        self._tables = {
+        self._tables: dict[str, dict[str, dict[str, Any]]] = {
             path: {
                 "hooks": {name: dict(getattr(module, name, {})) for name in _HOOKS},
                 "parameters": dict(module._parameters),
@@ -176,6 +181,11 @@ class Keeper:
         }
         config = getattr(model, "config", None)
         self._config = dict(config.__dict__) if config is not None else {}
+
+    def unpickled(self) -> Iterator[Change]:
+        """Say if the model could be pickled at first, and cannot be now."""
+        if self._pickled and not _pickles(self._model):
+            yield Change("unpicklable", "the model", "pickle.dumps raises")
 
     def put_back(self) -> State:
         """Restore everything; return what the state was just before."""
@@ -195,6 +205,10 @@ class Keeper:
                 held.tensor.data.copy_(self._values[name])
         for name, (_, write) in _PROCESS.items():
             write(self.state.process[name])
+        for name, code in self.state.code.items():
+            if seen.code.get(name) is not code:
+                owner, _, attribute = name.rpartition(".")
+                setattr(_owner(owner), attribute, code)
         return seen
 
     def _module_back(
@@ -219,11 +233,11 @@ def _refill(
 ) -> None:
     """Give a dict its former content and order; entries to ``keep`` come last."""
     kept = {k: v for k, v in table.items() if k not in wanted and keep and keep(v)}
-    if dict(table) == {**wanted, **kept} and list(table) == [*wanted, *kept]:
+    target = {**wanted, **kept}
+    if list(table) == list(target) and all(table[k] is target[k] for k in target):
         return
     table.clear()
-    table.update(wanted)
-    table.update(kept)
+    table.update(target)
 
 
 def _by_transformers(hook: Any) -> bool:
@@ -270,6 +284,32 @@ def _config(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     known = dict(getattr(config, "__dict__", {}))
     return {key: repr(value) for key, value in known.items()}
+
+
+def _code(modules: Iterable[nn.Module]) -> dict[str, Any]:
+    """Return the functions that the modules' classes and files consist of, by name."""
+    classes = {kind for module in modules for kind in type(module).__mro__}
+    kinds = [kind for kind in classes if kind.__module__.startswith(_WATCHED)]
+    files = {kind.__module__ for kind in kinds if "gpt2" in kind.__module__}
+    found = {
+        f"{kind.__module__}.{kind.__qualname__}.{name}": value
+        for kind in kinds
+        for name, value in vars(kind).items()
+        if inspect.isfunction(value)
+    }
+    for file in files:
+        for name, value in vars(sys.modules[file]).items():
+            if inspect.isfunction(value):
+                found[f"{file}.{name}"] = value
+    return found
+
+
+def _owner(path: str) -> Any:
+    """Return a module by its dotted path, or a class in one."""
+    if path in sys.modules:
+        return sys.modules[path]
+    outer, _, name = path.rpartition(".")
+    return getattr(_owner(outer), name)
 
 
 def _kind(module: nn.Module | None) -> str:

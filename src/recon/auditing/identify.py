@@ -14,11 +14,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from recon.audit import quantities
-from recon.audit.content import WHOLE, Index, Part, along, digest, joined
-from recon.audit.layouts import Layout, layout
-from recon.audit.near import Near, Neighbourhood, allowance
-from recon.audit.quantities import Quantity
+from recon.auditing import quantities
+from recon.auditing.content import WHOLE, Index, Part, along, digest, joined
+from recon.auditing.layouts import Layout, layout
+from recon.auditing.near import Near, Neighbourhood, allowance
+from recon.auditing.quantities import Quantity
 from recon.sites import Site
 from recon.trace import Trace
 
@@ -226,18 +226,19 @@ class Catalogue:
         found = found.detach().cpu()
         allowed = max(allowance(found.dtype), allowance(self._dtype))
         answers = []
-        # One after the other: the later ones are dearer to build.
-        for neighbourhood in (
-            lambda: self._sites,
-            lambda: self._formulas(tuple(wanted)),
-            lambda: self._forms,
-        ):
-            answer = neighbourhood().explain(self.arranged(found), allowed, prefer)
+        for neighbourhood in self._neighbourhoods(tuple(wanted)):
+            answer = neighbourhood.explain(self.arranged(found), allowed, prefer)
             if answer is not None and answer.how != "nearest":
                 return answer
             if answer is not None:
                 answers.append(answer)
         return min(answers, key=lambda one: one.distance, default=None)
+
+    def _neighbourhoods(self, wanted: tuple[Site, ...]) -> Iterator[Neighbourhood]:
+        """Yield where to search; the later ones are dearer to build."""
+        yield self._sites
+        yield self._formulas(wanted)
+        yield self._forms
 
     def arranged(self, found: Tensor) -> Tensor:
         """Write the heads of ``B H T d`` or ``B T H d`` side by side, if it is that."""
@@ -291,6 +292,8 @@ def _picked(
     cast: torch.dtype | None,
 ) -> Exact | None:
     """Put together pieces that hold several axes each, as one token of every row."""
+    if not parts[0].axes:
+        return _repeated(one, parts, axis, values, cast)
     if any(part.kind != "at" or part.axes != parts[0].axes for part in parts):
         return None
     pieces = [part.of(one.tensor).squeeze() for part in parts]
@@ -304,6 +307,22 @@ def _picked(
     kept = tuple(a for n, a in enumerate(one.axes) if n not in parts[0].axes)
     order = Layout((name, *kept), True)
     return Exact(one, WHOLE, order, (), cast, name, picked=tuple(parts))
+
+
+def _repeated(
+    one: Quantity,
+    parts: Sequence[Part],
+    axis: int,
+    values: Tensor,
+    cast: torch.dtype | None,
+) -> Exact | None:
+    """Find one tensor written several times, as positions are for each row."""
+    if any(part.axes for part in parts):
+        return None
+    known = one.tensor if cast is None else one.tensor.to(cast)
+    order = layout(known, one.axes, values.select(axis, 0))
+    same = torch.equal(values, values.select(axis, 0).unsqueeze(axis).expand_as(values))
+    return Exact(one, WHOLE, order, (), cast) if order is not None and same else None
 
 
 def _first(index: Index, wanted: int) -> Iterator[tuple[int, Part]]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from recon import gpt2
-from recon.audit.returned import Returned, take_apart
-from recon.audit.watch import Change, Keeper, State, changes
+from recon.auditing.returned import Returned, take_apart
+from recon.auditing.watch import Change, Keeper, State, changes
 from recon.errors import ReconError
 from recon.recorder import Options, Recorder
 from recon.trace import Trace
@@ -52,8 +52,9 @@ class Call:
 
     ``passes`` are copies made as the model ran, ``aliases`` the same tensors by
     reference, so that later edits show; ``clean`` is the model's own run on these
-    inputs without the code. ``hooked`` says that the code registered hooks, ``broken``
-    why hidden states would be missing afterwards.
+    inputs without the code, ``unmasked`` that without the mask, if there is one.
+    ``hooks`` counts the hooks that the code registered, ``broken`` says why hidden
+    states would be missing afterwards.
     """
 
     situation: Situation
@@ -61,8 +62,9 @@ class Call:
     passes: tuple[Trace, ...]
     aliases: tuple[Trace, ...]
     clean: Trace | None
+    unmasked: Trace | None
     changes: tuple[Change, ...]
-    hooked: bool
+    hooks: int
     versions: Mapping[str, int]
     error: str = ""
     traceback: str = ""
@@ -76,7 +78,7 @@ class _Run:
     returned: Returned
     before: State
     after: State
-    hooked: bool
+    hooks: int
     error: str
     traceback: str
 
@@ -207,26 +209,29 @@ class Caller:
         copies = Recorder(gpt2.plan(root), Options(clone=True, keep="all"))
         aliases = Recorder(gpt2.plan(root), Options(keep="all"))
         with self._prepared(situation):
-            with copies, aliases:
+            with gpt2.hooks_of_its_own(self._model), copies, aliases:
                 run = self._run(situation)
-            versions = {
-                name: tensor._version
-                for name, tensor in run.returned.tensors.items()
-                if not tensor.is_inference()
-            }
-            return Call(
-                situation,
-                run.returned,
-                tuple(one for one in copies.traces if one.complete),
-                tuple(one for one in aliases.traces if one.complete),
-                clean,
-                tuple(changes(run.before, run.after)),
-                run.hooked,
-                versions,
-                run.error,
-                run.traceback,
-                gpt2.hidden_states_problem(self._model),
-            )
+                broken = gpt2.hidden_states_problem(self._model)
+            found = [*changes(run.before, run.after), *self._keeper.unpickled()]
+        versions = {
+            name: tensor._version
+            for name, tensor in run.returned.tensors.items()
+            if not tensor.is_inference()
+        }
+        return Call(
+            situation,
+            run.returned,
+            _complete(copies),
+            _complete(aliases),
+            clean,
+            self._unmasked(situation),
+            tuple(found),
+            run.hooks,
+            versions,
+            run.error,
+            run.traceback,
+            broken,
+        )
 
     def _run(self, situation: Situation) -> _Run:
         value, error, told = None, "", ""
@@ -250,7 +255,7 @@ class Caller:
         returned = take_apart(value)
         if value is None and not error and not situation.raises:
             returned.empty.append("")
-        return _Run(returned, before, after, made > 0, error, told)
+        return _Run(returned, before, after, made, error, told)
 
     def _clean(self, situation: Situation) -> Trace | None:
         """Return what the model computes by itself, from the same random state."""
@@ -259,6 +264,12 @@ class Caller:
                 return record(self._model, **situation.inputs)
             except ReconError:
                 return None
+
+    def _unmasked(self, situation: Situation) -> Trace | None:
+        if "attention_mask" not in situation.inputs:
+            return None
+        with self._prepared(situation):
+            return record(self._model, situation.inputs["input_ids"])
 
     @contextmanager
     def _prepared(self, situation: Situation) -> Iterator[None]:
@@ -276,6 +287,14 @@ class Caller:
             if middle is not None and middle.__dict__.get("forward") is _raise:
                 del middle.__dict__["forward"]
             self._keeper.put_back()
+
+
+def _complete(recorder: Recorder) -> tuple[Trace, ...]:
+    """Return the passes that ran to their end; none if blocks were replaced in them."""
+    try:
+        return tuple(one for one in recorder.traces if one.complete)
+    except AttributeError:
+        return ()
 
 
 def _raise(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from recon.audit.content import along
+from recon.auditing.content import along
 
 # Axes that may be written as one: the width of all heads, and the rows of a batch.
 _MERGES = {("H", "d"), ("B", "T"), ("B", "H"), ("T", "B")}
@@ -56,7 +56,21 @@ def layout(known: Tensor, axes: tuple[str, ...], found: Tensor) -> Layout | None
         turned = slim.permute(order)
         if _equal(turned, target):
             return _described(tuple(names[n] for n in order), turned.shape, target)
-    return _shuffled(slim, names, target)
+    return _viewed(slim, names, target) or _shuffled(slim, names, target)
+
+
+def _viewed(slim: Tensor, names: tuple[str, ...], target: Tensor) -> Layout | None:
+    """Find a view whose axes were named in a wrong order, then put in the right one."""
+    if slim.ndim < 2:
+        return None
+    for order in permutations(range(slim.ndim)):
+        sizes = [slim.shape[n] for n in order]
+        back = [order.index(n) for n in range(slim.ndim)]
+        read = slim.reshape(sizes).permute(back)
+        if read.shape == target.shape and torch.equal(read, target):
+            said = " ".join(names[n] for n in order)
+            return Layout(names, False, f"in a scrambled order (viewed as {said})")
+    return None
 
 
 def _equal(turned: Tensor, target: Tensor) -> bool:
@@ -76,10 +90,10 @@ def _described(
         return Layout(names, False, f"in a scrambled order ({words})")
     merged = all(len(g) == 1 or g in _MERGES for g in groups)
     features = not groups or names[-1] == _feature(names)
-    words = tuple("*".join(g) for g in groups)
+    told = tuple("*".join(g) for g in groups)
     if not merged or not features:
-        return Layout(words, False, f"transposed, in layout {' '.join(words)}")
-    return Layout(words, True)
+        return Layout(told, False, f"transposed, in layout {' '.join(told)}")
+    return Layout(told, True)
 
 
 def _feature(names: tuple[str, ...]) -> str:

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from recon import gpt2
-from recon.audit import quantities
-from recon.audit.calls import Call
-from recon.audit.claims import Claim, Reader, Reading
-from recon.audit.identify import Catalogue, Exact
-from recon.audit.near import Near, allowance, apart, merged
-from recon.audit.quantities import Quantity
-from recon.audit.returned import unstacked
-from recon.audit.rules import Severity
+from recon.auditing import quantities
+from recon.auditing.calls import Call
+from recon.auditing.claims import Claim, Reader, Reading
+from recon.auditing.identify import Catalogue, Exact
+from recon.auditing.near import Near, allowance, apart, merged
+from recon.auditing.quantities import Quantity
+from recon.auditing.returned import unstacked
+from recon.auditing.rules import Severity
 from recon.certify import check as certified
 from recon.ops import Add, Same, split_heads
 from recon.sites import Site
-from recon.trace import Trace
+from recon.trace import Trace, sources
 
 # Words in a name that say that less than everything is stored, on purpose.
 _ON_PURPOSE = frozenset(
@@ -162,10 +162,10 @@ class Judge:
             if match is not None:
                 return self._accept(claim, tensor, reading, match)
         blank = Judgement(claim.name, tensor, claim)
-        reading = next(iter(usable or claim.readings), None)
-        if reading is None:
+        likeliest = [*usable, *claim.readings][:1]
+        if not likeliest:
             return self._unclaimed(blank)
-        return self._refuse(replace(blank, reading=reading))
+        return self._refuse(replace(blank, reading=likeliest[0]))
 
     # -- does it agree with a reading? -------------------------------------------
 
@@ -246,10 +246,10 @@ class Judge:
         one = Judgement(claim.name, tensor, claim, reading)
         if match.exact is None:
             words = match.form or match.words or "up to rounding"
-            sentence = (
-                f"`{claim.name}` is {reading.site} {words} (apart {match.gap:.1e})"
-            )
-            return replace(one, sentence=sentence, found=str(reading.site))
+            sentence = f"`{claim.name}` is {reading.site} {words} (off {match.gap:.1e})"
+            one = replace(one, sentence=sentence, found=f"{reading.site} {words}")
+            reduced = match.form.startswith(_REDUCED)
+            return self._reduced(one, match.form) if reduced else one
         return self._piece(one, match.exact)
 
     def _piece(self, one: Judgement, exact: Exact) -> Judgement:
@@ -260,6 +260,22 @@ class Judge:
             return replace(one, rule="wrong-tokens")
         if not exact.layout.honest:
             return replace(one, rule="wrong-layout")
+        if exact.cast is not None and _overflowed(one.tensor, exact.quantity.tensor):
+            words = f"{sentence}, and infinite where the model's values are not"
+            return replace(one, rule="not-finite", sentence=words)
+        late = self._overwritten(one, exact)
+        if late:
+            return replace(one, rule="overwritten", sentence=late, severity="warning")
+        if self._fewer_tokens(exact):
+            said = f"{sentence}, in a pass on some of the tokens"
+            return replace(one, rule="wrong-tokens", sentence=said)
+        if words := self._other_inputs(exact):
+            said = f"{sentence}, in a pass on {words}"
+            return replace(one, rule="other-run", sentence=said)
+        if len(set(exact.taken)) < len(exact.taken) and exact.axis == "B":
+            return replace(one, rule="dropped-batch")
+        if one.claim.strict and exact.cut == "T":
+            return replace(one, rule="wrong-tokens")
         if self._lost_rows(one, exact):
             return replace(one, rule="dropped-batch")
         if self._padding(exact):
@@ -268,12 +284,54 @@ class Judge:
         return replace(one, notes=tuple(_remarks(one, exact)))
 
     def _lost_rows(self, one: Judgement, exact: Exact) -> bool:
-        rows = self._call.situation.rows
-        if rows == 1 or exact.held.get("B") != 0 or len(exact.held) > 1 or exact.cut:
+        rows, held = self._call.situation.rows, exact.held
+        first = held.get("B") == 0 or self._rows_of(exact) < rows
+        if rows == 1 or not first or "T" in held or "H" in held or exact.cut:
+            return False
+        if exact.picked or exact.taken:
             return False
         words = set(one.name.lower().replace(".", "_").replace("-", "_").split("_"))
         meant = bool(words & _ON_PURPOSE)
-        return not meant and (self._call.hooked or one.claim.strict)
+        return not meant and (self._call.hooks > 0 or one.claim.strict)
+
+    def _rows_of(self, exact: Exact) -> int:
+        """Return how many rows the pass of a quantity had."""
+        one = exact.quantity
+        of_rows = one.axes[:1] == ("B",) and one.site.part != "wpe"
+        return one.tensor.shape[0] if of_rows else self._call.situation.rows
+
+    def _pass_of(self, exact: Exact) -> Trace | None:
+        found = exact.quantity.tensor
+        held = (t for t in self._catalogue.current if _holds(t, exact.quantity))
+        return next(held, None) if found.numel() else None
+
+    def _fewer_tokens(self, exact: Exact) -> bool:
+        trace = self._pass_of(exact)
+        whole = "T" in exact.quantity.axes and not exact.held and not exact.taken
+        given = self._call.situation.inputs["input_ids"]
+        if trace is None or not whole or len(trace.facts.shape) < 2:
+            return False
+        return trace.facts.shape[1] < given.shape[1]
+
+    def _overwritten(self, one: Judgement, exact: Exact) -> str:
+        """Say if a capture that is the edited value was meant to be the one before."""
+        assert one.reading is not None
+        if exact.quantity.site == one.reading.site:
+            return ""
+        return overwritten(self._call, one.name, one.tensor)
+
+    def _other_inputs(self, exact: Exact) -> str:
+        """Say what else than the given tokens a pass ran on; nothing if on those."""
+        same = [q for q in exact.ties if q.site == exact.quantity.site]
+        words = ""
+        for one in (exact.quantity, *same):
+            trace = self._pass_of(replace(exact, quantity=one))
+            if trace is None or trace is self._call.clean or not trace.facts.shape:
+                return ""
+            words = _foreign_inputs(trace, self._call)
+            if not words:
+                return ""
+        return words
 
     def _padding(self, exact: Exact) -> bool:
         mask = self._mask
@@ -310,12 +368,21 @@ class Judge:
         assert one.reading is not None
         claimed = one.reading.site
         exact = self._exact(one.tensor, [r.site for r in one.claim.readings])
+        if bool((one.tensor == one.tensor.flatten()[0]).all()):
+            words = f"`{one.name}` holds one number, {float(one.tensor.flatten()[0]):g}"
+            many = one.tensor.numel() > 1
+            return replace(
+                one, rule="nothing-captured" if many else "wrong-shape", sentence=words
+            )
         if not one.tensor.is_floating_point():
             words = f"`{one.name}` holds {one.tensor.dtype}, no activations"
             return replace(one, rule="unexplained", sentence=words)
+        if late := overwritten(self._call, one.name, one.tensor):
+            return replace(one, rule="overwritten", sentence=late)
         if exact is not None:
             return _as_exact(one, exact, claimed)
-        if not bool(torch.isfinite(one.tensor).all()):
+        masked = claimed.part.endswith("scores") and not bool(one.tensor.isnan().any())
+        if not bool(torch.isfinite(one.tensor).all()) and not masked:
             count = int((~torch.isfinite(one.tensor)).sum())
             words = f"`{one.name}` holds {count} values that are NaN or infinite"
             return replace(
@@ -349,10 +416,73 @@ class Judge:
     def _reduced(self, one: Judgement, form: str) -> Judgement:
         """Take a mean for meant, unless it counts padding."""
         padded = self._mask is not None and not bool(self._mask.all())
+        if one.claim.strict and one.reading is not None and not one.reading.form:
+            return replace(one, rule="wrong-shape")
         if padded and form.endswith("over tokens"):
             words = f"{one.sentence}, and attention_mask marks some of them as padding"
             return replace(one, rule="padding-taken", sentence=words)
         return replace(one, notes=(("generous-reading", one.sentence),))
+
+
+_REDUCED = ("averaged", "summed", "largest", "as the norm")
+
+
+def _holds(trace: Trace, one: Quantity) -> bool:
+    return one.site in trace and trace[one.site].data_ptr() == one.tensor.data_ptr()
+
+
+def _overflowed(found: Tensor, known: Tensor) -> bool:
+    finite = bool(torch.isfinite(known).all())
+    return finite and not bool(torch.isfinite(found).all())
+
+
+def overwritten(call: Call, name: str, tensor: Tensor) -> str:
+    """Say if a capture is memory of the pass that was edited after it was computed."""
+    address = tensor.untyped_storage().data_ptr()
+    for copies, aliases in zip(call.passes, call.aliases, strict=False):
+        for place, alias in aliases.tensors.items():
+            if alias.untyped_storage().data_ptr() != address:
+                continue
+            copy = copies.tensors[place]
+            if not torch.equal(alias, copy):
+                count = int((copy != alias).sum())
+                return (
+                    f"`{name}` is the memory of {place}, which was edited in place "
+                    f"after it was computed ({count:,} of {copy.numel():,} values)"
+                )
+    return ""
+
+
+def _foreign_inputs(trace: Trace, call: Call) -> str:
+    """Compare the tokens and positions of a pass with those that were given."""
+    given = call.situation.inputs["input_ids"]
+    ids = trace.facts.ids.get(Site("wte"))
+    if ids is None:
+        return ""
+    ids = ids.reshape(-1, ids.shape[-1])
+    place = _block_of(given, ids)
+    if place is None:
+        return f"other tokens, {tuple(ids.shape)} of them"
+    positions = trace.facts.ids.get(Site("wpe"))
+    clean = None if call.clean is None else call.clean.facts.ids.get(Site("wpe"))
+    if positions is None or clean is None or "attention_mask" in call.situation.inputs:
+        return ""
+    start, stop = place
+    wanted = clean[:, start:stop]
+    same = (positions[:, : stop - start] == wanted[:1]).all()
+    return "" if bool(same) else "other positions"
+
+
+def _block_of(given: Tensor, ids: Tensor) -> tuple[int, int] | None:
+    """Return which tokens of some rows of ``given``, each at most once, ``ids`` are."""
+    length = ids.shape[1]
+    for start in range(given.shape[1] - length + 1):
+        piece = given[:, start : start + length]
+        rows = [(piece == row).all(1).nonzero().flatten().tolist() for row in ids]
+        places = [found[0] for found in rows if found]
+        if len(places) == len(rows) and len(set(places)) == len(places):
+            return start, start + length
+    return None
 
 
 def _received(place: Site) -> Site:
@@ -380,12 +510,15 @@ def _convention(
 
 def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
     """Say which other quantity a tensor is, bit for bit, and which rule that breaks."""
+    # Of what is equal, a dropout in eval mode for one, the likest to the claim is told.
+    same = [q for q in (exact.quantity, *exact.ties) if q.site.part == claimed.part]
+    exact = replace(exact, quantity=same[0]) if same else exact
     actual = exact.quantity
     sentence = f"`{one.name}` is {exact.words}, not {one.reading}"
     one = replace(one, sentence=sentence, found=actual.label)
     if actual.run:
         return replace(one, rule="other-run")
-    if actual.form:
+    if actual.form or actual.site in sources(claimed):
         return replace(one, rule="wrong-layout")
     return replace(one, rule=_other_site(actual.site, claimed))
 

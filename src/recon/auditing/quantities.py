@@ -13,9 +13,13 @@ from recon import gpt2
 from recon.facts import Identity
 from recon.ops import (
     Activation,
+    Add,
     Attention,
     LayerNorm,
     Linear,
+    Same,
+    Slice,
+    Unembed,
     merge_heads,
 )
 from recon.sites import Site
@@ -129,11 +133,20 @@ def _unmasked(trace: Trace, place: Site, form: str) -> Quantity | None:
     return next((one for one in others if one.form == words), None)
 
 
+def _standard(x: Tensor, axis: int) -> Tensor:
+    centred = x - x.mean(axis, keepdim=True)
+    return centred / x.std(axis, keepdim=True, correction=int(x.shape[axis] > 1))
+
+
 _UNARY: Mapping[str, Callable[[Tensor], Tensor]] = {
     "less its mean over the width": lambda x: x - x.mean(-1, keepdim=True),
     "normalized without weight and bias": lambda x: _normalized(x, 1e-5),
     "divided by its root mean square": lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-5),
     "divided by its norm": lambda x: F.normalize(x, dim=-1),
+    "less its mean over the rows": lambda x: x - x.mean(0),
+    "less its mean over the tokens": lambda x: x - x.mean(-2, keepdim=True),
+    "standardised over the rows": lambda x: _standard(x, 0),
+    "standardised over the tokens": lambda x: _standard(x, -2),
 }
 _STREAMS = frozenset(
     {"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
@@ -225,6 +238,12 @@ def other_formulas(trace: Trace, place: Site) -> Iterator[Quantity]:
     """Yield what plausible but different formulas make of the inputs of a site."""
     wanted = place.at("attn.z") if place.part in ("attn.pattern",) else place
     identity = _identity(trace, place) or _identity(trace, wanted)
+    if place.part in ("attn.q", "attn.k", "attn.v"):
+        whole = place.at("attn.qkv")
+        op = Slice("qkv".index(place.part[-1]), 3, trace.facts.heads)
+        for one in other_formulas(trace, whole):
+            yield Quantity(place, op(one.tensor), axes_of(place), one.form)
+        return
     if place.part in ("attn.pattern", "attn.scores", "attn.z"):
         yield from _other_attention(trace, place)
         return
@@ -234,6 +253,24 @@ def other_formulas(trace: Trace, place: Site) -> Iterator[Quantity]:
     named = Quantity(place, inputs[0] if inputs else trace[place], axes_of(place))
     for words, tensor in _others(identity, inputs, trace):
         yield replace(named, tensor=tensor, form=words)
+    if len(inputs) == 1 and not isinstance(identity.op, Same | Add):
+        for words, tensor in _of_other_inputs(identity, inputs[0], trace):
+            yield replace(named, tensor=tensor, form=words)
+
+
+def _of_other_inputs(
+    identity: Identity, usual: Tensor, trace: Trace
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what the same operation makes of other sites, of its block or the last."""
+    layer = identity.site.layer
+    near = trace.facts.depth - 1 if layer is None else layer
+    for other in trace.sites:
+        fits = other.layer in (None, near) and trace[other].shape == usual.shape
+        if fits and other not in identity.inputs and other != identity.site:
+            yield (
+                f"made of {other} for {identity.inputs[0]}",
+                _apply(identity.op, trace[other]),
+            )
 
 
 def _others(
@@ -245,6 +282,10 @@ def _others(
     elif isinstance(op, Activation):
         for name, act in _ACTIVATIONS.items():
             yield f"with {name} for {op.name}", act(inputs[0])
+    elif isinstance(op, Unembed):
+        scores = trace[identity.site]
+        yield "after softmax", scores.softmax(-1)
+        yield "after log-softmax", scores.log_softmax(-1)
     elif isinstance(op, Linear):
         x = merge_heads(inputs[0]) if inputs[0].ndim == 4 else inputs[0]
         yield "without its bias", x @ op.weight
@@ -295,7 +336,7 @@ def _other_attention(trace: Trace, place: Site) -> Iterator[Quantity]:
     """Yield scores, weights or mixtures under other scales, masks and operands."""
     call = trace.attention(place)
     parts = [place.at(f"attn.{p}") for p in "qkv"]
-    if call is None or call.keys is not None or not all(p in trace for p in parts):
+    if call is None or call.past or not all(p in trace for p in parts):
         return
     q, k, v = (trace[p] for p in parts)
     for words, scores in _other_scores(call, q, k):
@@ -308,6 +349,8 @@ def _other_attention(trace: Trace, place: Site) -> Iterator[Quantity]:
     if place.part == "attn.pattern":
         scores = call.scores(q, k)
         yield Quantity(place, scores, axes_of(place), "before softmax")
+        for words, other in _other_scores(call, q, k):
+            yield Quantity(place, other, axes_of(place), f"before softmax, {words}")
         yield Quantity(
             place, scores.softmax(-2), axes_of(place), "with softmax over the queries"
         )
@@ -332,6 +375,7 @@ def _other_scores(
         ("scaled by 1/d for 1/sqrt(d)", 1.0 / width),
         ("scaled by 1/sqrt(D) for 1/sqrt(d)", (width * heads) ** -0.5),
         ("scaled by sqrt(d)", width**0.5),
+        ("scaled by 1/sqrt(d) alone", width**-0.5),
     ):
         yield words, masked(raw * factor)
         yield f"{words} and without the mask", raw * factor
@@ -340,5 +384,7 @@ def _other_scores(
     swapped = k @ q.transpose(-1, -2) * base
     yield "with q and k swapped", masked(swapped)
     yield "with q and k swapped and without the mask", swapped
-    padding_only = torch.ones_like(allowed).tril(0)
-    yield "with only the causal mask", (raw * base).masked_fill(~padding_only, lowest)
+    causal = torch.ones_like(allowed).tril(0)
+    yield "with only the causal mask", (raw * base).masked_fill(~causal, lowest)
+    strictly = causal.tril(-1)
+    yield "with the diagonal masked", (raw * base).masked_fill(~strictly, lowest)
