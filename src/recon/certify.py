@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -61,7 +62,7 @@ Piece: TypeAlias = tuple[Place, Bounded]
 # Elements of a float64 work tensor. A rule holds a few, and makes one pass over them
 # after another: they are to stay in the cache of a core. At most this many rows meet a
 # matrix at once, so that a piece has many of its columns.
-_AT_ONCE = 2**17
+_AT_ONCE = 3 * 2**15
 _ROWS = 256
 
 
@@ -154,8 +155,10 @@ def _exact(found: Tensor, blank: Check) -> Check:
 
 
 def _places(shape: torch.Size, rows: int = 0) -> Iterator[Place]:
-    """Cut B ... T n into pieces of whole rows: some tokens of one row of the batch, or
-    all tokens of some. ``rows`` says how many, or as many as fit.
+    """Cut B ... T n into pieces of whole rows.
+
+    A piece is some tokens of one row of the batch, or all tokens of some; ``rows`` says
+    how many, or as many as fit.
     """
     batch, seq = shape[0], shape[-2] if len(shape) > 2 else 1
     rows = rows or max(1, _AT_ONCE * batch * seq // max(1, shape.numel()))
@@ -220,8 +223,12 @@ def _products(
             some = slice(start, min(start + step, out))
             offset = None if bias is None else bias[some].to(store)
             result = rows.times(weight[:, some].to(store), offset)
-            whole = _shaped(result, lambda t, to=part.shape: t.view(*to[:2], -1))
+            whole = _shaped(result, partial(_unflattened, part.shape))
             yield (batch, seq, some), whole
+
+
+def _unflattened(shape: torch.Size, rows: Tensor) -> Tensor:
+    return rows.view(*shape[:2], -1)
 
 
 def _layer_norm(
@@ -330,8 +337,7 @@ class _Tally:
     max_abs: float = 0.0
     ratio: float = 0.0
     max_ulp: int = 0
-    index: tuple[int, ...] | None = None
-    allowed: float = 0.0
+    worst: tuple[Place, Tensor, Tensor] | None = None
     sharpness: float = 0.0
     survived: int = 0
     alive: int = 0
@@ -344,20 +350,20 @@ class _Tally:
         value, error = bounded.value, bounded.error
         if p > 0:
             value, error = self._dropped(bounded, found, p)
-        gap = torch.sub(value, found).abs_()
-        most = float(gap.max())
+        gap = found.to(torch.float64, copy=True).sub_(value).abs_()
+        most = float(gap.amax())
         self.seen += gap.numel()
         self.max_abs = max(self.max_abs, most)
         if most != 0:
             self.max_ulp = max(self.max_ulp, most_ulps(value.to(found.dtype), found))
-        if self.index is None or most != 0:
+        if self.worst is None or most != 0:
             self._rate(place, gap, error)
         # What a fault must exceed to be caught: the bound, and the error already there.
         caught = torch.add(error, gap, out=gap).amax(-1, keepdim=True)
-        if not math.isfinite(float(caught.max())):
+        if not math.isfinite(float(caught.amax())):
             self.unbounded += int((~error.isfinite()).sum())
         sharp = torch.where(rows > 0, caught / rows, 0.0)
-        self.sharpness = max(self.sharpness, float(sharp.max()))
+        self.sharpness = max(self.sharpness, float(sharp.amax()))
 
     def _dropped(
         self, bounded: Bounded, found: Tensor, p: float
@@ -372,20 +378,27 @@ class _Tally:
         return value, bounded.error * scale + 2 * bounded.arithmetic.u * value.abs()
 
     def _rate(self, place: Place, gap: Tensor, error: Tensor) -> None:
-        """Note the largest error over its bound, and where it is."""
+        """Keep the piece with the largest error over its bound."""
         ratio = gap / error
-        biggest = float(ratio.max())
+        biggest = float(ratio.amax())
         if not math.isfinite(biggest):
             # No error is none even where none is allowed, and an infinite bound allows
             # any; a prediction that is not a number vouches for nothing.
             free = (gap == 0) | (error == math.inf)
             ratio = ratio.masked_fill_(free, 0.0).nan_to_num_(nan=math.inf)
-            biggest = float(ratio.max())
-        if self.index is None or biggest > self.ratio:
-            worst = int(ratio.argmax())
-            self.ratio = biggest
-            self.allowed = float(error.flatten()[worst])
-            self.index = _global_index(place, worst, gap.shape)
+            biggest = float(ratio.amax())
+        if self.worst is None or biggest > self.ratio:
+            self.ratio, self.worst = biggest, (place, ratio, error)
+
+    def where(self) -> tuple[tuple[int, ...], float]:
+        """Return where the largest error over its bound is, and that bound."""
+        assert self.worst is not None
+        place, ratio, error = self.worst
+        # By rows first: torch looks for one maximum of many elements in one thread.
+        width = ratio.shape[-1]
+        row = int(ratio.amax(-1).argmax())
+        flat = row * width + int(ratio.reshape(-1, width)[row].argmax())
+        return _global_index(place, flat, ratio.shape), float(error.flatten()[flat])
 
 
 def judge(
@@ -403,8 +416,7 @@ def judge(
     if not strict.passed:
         return strict
     tally = _Tally()
-    norms = torch.linalg.vector_norm(found, dim=-1, keepdim=True, dtype=torch.float64)
-    size = norms / math.sqrt(found.shape[-1])
+    size = _row_sizes(found)
     for place, bounded in pieces:
         some = found[place]
         if bounded.value.shape != some.shape:
@@ -423,10 +435,25 @@ def judge(
     return _verdict(tally, found, identity, replace(blank, excluded=strict.excluded))
 
 
+def _row_sizes(found: Float[Tensor, "*lead width"]) -> Float[Tensor, "*lead 1"]:
+    """Return the root mean square of each row."""
+    kind = torch.promote_types(found.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(found, dim=-1, keepdim=True, dtype=kind)
+    low, high = (float(t) for t in norms.aminmax())
+    if kind != torch.float64 and not 1e-12 < low <= high < 1e15:
+        # Squares that overflow float32, or vanish from it.
+        norms = torch.linalg.vector_norm(
+            found, dim=-1, keepdim=True, dtype=torch.float64
+        )
+    size: Tensor = norms.double() / math.sqrt(found.shape[-1])
+    return size
+
+
 def _verdict(tally: _Tally, found: Tensor, identity: Identity, blank: Check) -> Check:
     if tally.seen != found.numel():
         reason = f"{found.numel()} elements captured, {tally.seen} predicted"
         return replace(blank, verdict="diverged", reason=f"wrong shape: {reason}")
+    index, allowed = tally.where()
     reason = odd_share(tally.alive, tally.survived, identity.dropout)
     verdict: Verdict = "exact" if tally.max_abs == 0.0 else "rounding"
     if reason or not tally.ratio <= 1.0:
@@ -440,8 +467,8 @@ def _verdict(tally: _Tally, found: Tensor, identity: Identity, blank: Check) -> 
         reason=reason,
         max_abs=tally.max_abs,
         max_ulp=tally.max_ulp,
-        index=tally.index,
-        allowed=tally.allowed,
+        index=index,
+        allowed=allowed,
         bound_ratio=tally.ratio if math.isfinite(tally.ratio) else math.inf,
         sharpness=tally.sharpness,
     )
@@ -449,7 +476,10 @@ def _verdict(tally: _Tally, found: Tensor, identity: Identity, blank: Check) -> 
 
 def _idle(identity: Identity, inputs: list[Tensor]) -> Tensor | None:
     op = identity.op
-    return op.idle(*inputs) if isinstance(op, Pattern | Mix | Fused) else None
+    if not isinstance(op, Pattern | Mix | Fused):
+        return None
+    idle = op.idle(*inputs)
+    return idle if bool(idle.any()) else None
 
 
 def _global_index(place: Place, flat: int, shape: torch.Size) -> tuple[int, ...]:

@@ -117,13 +117,18 @@ class Bounded:
 
         Where the value may exceed the largest number, the error is infinite.
         """
+        return self._stored(self.value, self.error.clone(), units)
+
+    def _stored(self, value: Tensor, error: Tensor, units: float = 1.0) -> Bounded:
+        """Return a value that was rounded; ``error``, that before, is used up."""
         store, u = self.arithmetic.store, self.arithmetic.u
-        largest = self.value.abs().add_(self.error)
-        error = torch.add(self.error, largest, alpha=units * u).add_(_LOST[store])
         limit = torch.finfo(store).max
-        if largest.numel() and not float(largest.max()) < limit:
-            error.masked_fill_(largest >= limit, math.inf)
-        return replace(self, error=error)
+        largest = value.abs().add_(error)
+        over = None if float(largest.amax()) < limit else largest >= limit
+        error.add_(largest, alpha=units * u).add_(_LOST[store])
+        if over is not None:
+            error.masked_fill_(over, math.inf)
+        return Bounded(value, error, self.arithmetic)
 
     def to(self, arithmetic: Arithmetic) -> Bounded:
         """Store in another precision; free if it is not coarser."""
@@ -133,12 +138,10 @@ class Bounded:
 
     def __add__(self, other: Bounded | float) -> Bounded:
         if isinstance(other, Bounded):
-            value, error = self.value + other.value, self.error + other.error
-        else:
-            # A constant is rounded to the precision in which it is used.
-            off = self.arithmetic.u * abs(other)
-            value, error = self.value + other, self.error + off
-        return replace(self, value=value, error=error).rounded()
+            return self._stored(self.value + other.value, self.error + other.error)
+        # A constant is rounded to the precision in which it is used.
+        off = self.arithmetic.u * abs(other)
+        return self._stored(self.value + other, self.error + off)
 
     def __sub__(self, other: Bounded | float) -> Bounded:
         if isinstance(other, Bounded):
@@ -147,23 +150,19 @@ class Bounded:
 
     def __mul__(self, other: Bounded | float) -> Bounded:
         if isinstance(other, Bounded):
-            value = self.value * other.value
             # |x| e_y + e_x (|y| + e_y)
             error = self.value.abs().mul_(other.error)
             error.addcmul_(self.error, other.value.abs().add_(other.error))
-        else:
-            size, off = abs(other), self.arithmetic.u * abs(other)
-            value = self.value * other
-            error = self.value.abs().mul_(off).add_(self.error, alpha=size + off)
-        return replace(self, value=value, error=error).rounded()
+            return self._stored(self.value * other.value, error)
+        size, off = abs(other), self.arithmetic.u * abs(other)
+        error = self.value.abs().mul_(off).add_(self.error, alpha=size + off)
+        return self._stored(self.value * other, error)
 
     def power(self, n: int) -> Bounded:
         """The n-th power, by ``pow`` or by n-1 products."""
         size = self.value.abs()
         error = (size + self.error).pow_(n).sub_(size.pow_(n))
-        return replace(self, value=self.value**n, error=error).rounded(
-            max(ELEMENTARY, n - 1)
-        )
+        return self._stored(self.value**n, error, max(ELEMENTARY, n - 1))
 
     def monotone(
         self, function: Callable[[Tensor], Tensor], units: float = ELEMENTARY
@@ -172,12 +171,16 @@ class Bounded:
         value = function(self.value)
         above = (function(self.value + self.error) - value).abs_()
         below = (function(self.value - self.error) - value).abs_()
-        error = torch.maximum(above, below, out=above)
-        return replace(self, value=value, error=error).rounded(units)
+        return self._stored(value, torch.maximum(above, below, out=above), units)
 
     def clipped(self, low: float, high: float) -> Bounded:
         """Clip; both ends and the slope of one are exact."""
         return self.monotone(lambda x: x.clamp(low, high), units=0.0)
+
+
+def stored(value: Tensor, error: Tensor, arithmetic: Arithmetic) -> Bounded:
+    """Return a value that was stored once; ``error``, that before, is used up."""
+    return Bounded(value, error, arithmetic)._stored(value, error)
 
 
 # -- sums of products ----------------------------------------------------------
@@ -198,7 +201,9 @@ class Rows:
     that flushes results s with each product and each sum.
     """
 
-    def __init__(self, x: Float[Tensor, "*lead rows in"], arithmetic: Arithmetic):
+    def __init__(
+        self, x: Float[Tensor, "*lead rows in"], arithmetic: Arithmetic
+    ) -> None:
         self._arithmetic = arithmetic
         self._terms = x.shape[-1] + 1
         self._exact = x.double()
@@ -220,7 +225,7 @@ class Rows:
         if bias is not None:
             value.add_(bias.double())
             size.add_(bias.to(self._kind).abs())
-        return Bounded(value, self._error(size, sums), self._arithmetic).rounded()
+        return stored(value, self._error(size, sums), self._arithmetic)
 
     def _error(self, size: Tensor, sums: Tensor) -> Tensor:
         """Bound the sum; what is lost near zero counts in |x||W| as well."""
@@ -293,7 +298,7 @@ def layer_norm(
     overflows = n * root.square() * (1 + gamma) >= torch.finfo(inner.store).max
     if bool((overflows | ~value.sum(-1, keepdim=True).isfinite()).any()):
         error = error.masked_fill(overflows | ~value.isfinite(), math.inf)
-    return Bounded(value, error, arithmetic).rounded()
+    return stored(value, error, arithmetic)
 
 
 # -- attention -----------------------------------------------------------------
@@ -375,4 +380,4 @@ def mixed(soft: Softmax, values: Tensor, arithmetic: Arithmetic) -> Bounded:
         off.add_((soft.weights + soft.error).clamp_(max=_LOST[store]))
     keys = soft.weights.shape[-1]
     error = (off @ size).add_(2 * keys * _LOST[arithmetic.accumulator])
-    return Bounded(value, error, arithmetic).rounded()
+    return stored(value, error, arithmetic)

@@ -89,8 +89,7 @@ def _mode(call: Call) -> Iterator[Finding]:
                 "the code ran the model in train mode, with dropout, though it was in "
                 "eval mode",
                 run=call.situation.name,
-                # What was put back was meant; what was not is told as an error.
-                severity="note",
+                severity="warning",
             )
             return
 
