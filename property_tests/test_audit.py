@@ -284,28 +284,3 @@ HEADED = {
     "tokens before heads": lambda x: x.transpose(1, 2),
     "heads merged": merged,
 }
-
-
-@given(recipe=recipes(), data=st.data())
-def test_sites_under_their_own_names_are_clean(recipe: Recipe, data: st.DataObject):
-    trace = probe(recipe)
-    assume(all(trace[site].isfinite().all() for site in shown(trace)))
-    sites = data.draw(
-        st.lists(st.sampled_from(shown(trace)), min_size=1, max_size=5, unique=True),
-        label="sites",
-    )
-    chosen = {}
-    for site in sites:
-        headed = site.part in ("attn.q", "attn.k", "attn.v", "attn.z")
-        ways = HONEST | (HEADED if headed else {})
-        way = data.draw(st.sampled_from(sorted(ways)), label=f"{site} is stored")
-        name = data.draw(st.sampled_from(site.names), label=f"{site} is called")
-        chosen[name] = (site, ways[way])
-
-    def capture(model, input_ids):
-        with torch.no_grad(), recon.capture(model) as recorder:
-            model(input_ids)
-        return {n: way(recorder.trace[site]) for n, (site, way) in chosen.items()}
-
-    report = recon.audit(capture, recipe.build())
-    assert [f for f in report.findings if f.severity != "note"] == []
