@@ -20,11 +20,11 @@ from recon import cli, models
 from recon.auditing import claims as vocabulary
 from recon.auditing.findings import AuditReport, Finding, Judged
 from recon.auditing.rules import rule
-from recon.auditing.target import load_function, load_tensors, take_inputs
 from recon.cli.audit import Names
 from recon.errors import UsageError
 from recon.facts import Environment
 from recon.report.json import schema_text
+from recon.target import load_function, load_tensors, take_inputs
 
 TINY = "random:tiny"
 RIGHT = """

@@ -16,7 +16,7 @@ LAYERS = (
     "report",
     "auditing  baseline  profiling",
     "differences",
-    "verification  capturing  inputs",
+    "verification  capturing  inputs  target",
     "streaming",
     "models  loading  checks  results",
     "gpt2  recorder  ledger  replay  certify  sketch  census",

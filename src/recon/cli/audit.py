@@ -171,7 +171,7 @@ def command(
     run = Run(model, dtype, attn, device, seed, text, input_ids)
     silence_libraries()
 
-    from recon.auditing.target import is_captures
+    from recon.target import is_captures
 
     judge = _audit_captures if is_captures(target) else _audit_function
     report = judge(target, run, wanted)
@@ -253,7 +253,7 @@ def _flat(
 
 def _audit_function(target: str, run: Run, wanted: Wanted) -> AuditReport:
     """Import the function and audit it; what it prints goes to stderr."""
-    from recon.auditing.target import load_function
+    from recon.target import load_function
 
     with redirect_stdout(sys.stderr), load_function(target) as found:
         from recon.auditing.session import audit
@@ -280,7 +280,7 @@ def _audit_function(target: str, run: Run, wanted: Wanted) -> AuditReport:
 def _audit_captures(target: str, run: Run, wanted: Wanted) -> AuditReport:
     """Audit saved tensors, on the inputs that were given or saved along with them."""
     from recon.auditing.session import audit_captures
-    from recon.auditing.target import load_tensors, take_inputs
+    from recon.target import load_tensors, take_inputs
 
     if wanted.effort != "default":
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What is audited: a function in someone's file or module, or tensors in a file."""
+"""What is judged: a function in someone's file or module, or tensors in a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FORMS = "FILE.py:FUNCTION, package.module:FUNCTION or a file of captures"
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A function to audit, and where it stands; ``line`` is 0 if that is not known."""
+    """A function to judge, and where it stands; ``line`` is 0 if that is not known."""
 
     function: Callable[..., Any]
     file: str
