@@ -16,7 +16,7 @@ LAYERS = (
     "report",
     "auditing  baseline  profiling",
     "differences",
-    "verification  capturing  inputs  target",
+    "verification  capturing  inputs  target  watch",
     "streaming",
     "models  loading  checks  results",
     "gpt2  recorder  ledger  replay  certify  sketch  census",

@@ -17,11 +17,11 @@ from torch.utils.hooks import RemovableHandle
 
 from recon import gpt2
 from recon.auditing.returned import Returned, take_apart
-from recon.auditing.watch import Change, Keeper, State, changes
 from recon.errors import ReconError
 from recon.recorder import Options, Recorder
 from recon.trace import Trace
 from recon.verification import record
+from recon.watch import Change, Keeper, State, changes
 
 Effort: TypeAlias = Literal["quick", "default", "thorough"]
 Function: TypeAlias = Callable[..., Any]

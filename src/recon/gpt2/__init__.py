@@ -6,6 +6,7 @@ A second architecture is a second package like this one.
 """
 
 from recon.gpt2.hooking import plan
+from recon.gpt2.interruption import InterruptionError, interrupted
 from recon.gpt2.laws import identities, stage_identities
 from recon.gpt2.modules import base
 from recon.gpt2.passes import SUPPORTED_ATTENTION, with_weights
@@ -21,11 +22,13 @@ from recon.gpt2.reference import (
 
 __all__ = [
     "SUPPORTED_ATTENTION",
+    "InterruptionError",
     "Reference",
     "base",
     "hidden_states_problem",
     "hooks_of_its_own",
     "identities",
+    "interrupted",
     "is_own_capture",
     "plan",
     "reference",

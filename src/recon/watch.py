@@ -171,6 +171,7 @@ class Keeper:
                 "buffers": dict(module._buffers),
                 "modules": dict(module._modules),
                 "own": {k: v for k, v in module.__dict__.items() if k == "forward"},
+                "names": dict.fromkeys(module.__dict__),
             }
             for path, module in self.state.modules.items()
         }
@@ -221,8 +222,9 @@ class Keeper:
         _refill(module._modules, table["modules"])
         module.__dict__.pop("forward", None)
         module.__dict__.update(table["own"])
-        for key in [k for k, v in module.__dict__.items() if isinstance(v, _PLAIN)]:
-            if key not in self.state.plain[path] and not key.startswith("_"):
+        for key in [k for k in module.__dict__ if k not in table["names"]]:
+            # A private flag is transformers' own; a private tensor is not.
+            if not (key.startswith("_") and isinstance(module.__dict__[key], _PLAIN)):
                 del module.__dict__[key]
         for key, value in self.state.plain[path].items():
             module.__dict__[key] = value

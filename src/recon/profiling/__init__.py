@@ -1,0 +1,1 @@
+"""What capture costs, whether its memory comes back, and who holds what does not."""
