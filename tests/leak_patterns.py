@@ -105,7 +105,7 @@ WRONG = {
     "graph of an undetached capture": (
         graph_of_an_undetached_capture,
         "graph",
-        "leak_patterns.UNDETACHED[0] -> its autograd graph",
+        "leak_patterns.UNDETACHED[",
     ),
     "handle dropped": (
         handle_dropped,

@@ -183,7 +183,6 @@ class Recorder:
         # Kept as the hooks saw it, and looked into when a trace is asked for.
         everything = consumer is None and self._wanted is None
         self._raw = everything and options.by_reference
-        self._listeners = [self._listener(n, tap) for n, tap in enumerate(self._taps)]
         self._depth = max(tap.completes or 0 for tap in self._taps) + 1
         self._passes: list[_Pass] = []
         self._built: dict[int, Trace] = {}
@@ -201,7 +200,10 @@ class Recorder:
         with ExitStack() as hooks:
             root = self._plan.root
             _add(hooks, root.register_forward_pre_hook(self._begin, with_kwargs=True))
-            for tap, listener in zip(self._taps, self._listeners, strict=True):
+            # Made here, not kept: some refer to the recorder, and memory would not come
+            # back before Python's collector finds the cycle.
+            for place, tap in enumerate(self._taps):
+                listener = self._listener(place, tap)
                 _add(
                     hooks,
                     tap.module.register_forward_hook(listener, with_kwargs=True),

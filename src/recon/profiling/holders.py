@@ -75,23 +75,16 @@ def graph_holders(
     wanted: Mapping[int, object], models: Mapping[str, nn.Module] | None = None
 ) -> dict[int, Holder]:
     """Return who holds storages, by their ids, that only an autograd graph keeps."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    rooted = [tensor for tensor in live_tensors() if tensor.grad_fn is not None]
-    for tensor in rooted:
-        for node, saved in saved_by_graph(tensor):
+    ends = [tensor for tensor in live_tensors() if tensor.grad_fn is not None]
+    found: dict[int, Holder] = {}
+    for end, holder in zip(ends, holders(ends, models), strict=True):
+        # What only the graph holds is no end of it.
+        for node, saved in saved_by_graph(end) if holder.kind != "unknown" else ():
             key = id(storage_of(saved))
-            if key in wanted:
-                found.setdefault(key, (node, tensor))
-    ends = list({id(tensor): tensor for _, tensor in found.values()}.values())
-    named = holders(ends, models, [rooted, found, *found.values()])
-    by_end = {id(t): holder for t, holder in zip(ends, named, strict=True)}
-    return {
-        key: Holder(
-            "graph",
-            (*by_end[id(tensor)].path, f"its autograd graph, for {node}"),
-        )
-        for key, (node, tensor) in found.items()
-    }
+            if key in wanted and key not in found:
+                words = f"its autograd graph, for {node}"
+                found[key] = Holder("graph", (*holder.path, words))
+    return found
 
 
 class _Search:

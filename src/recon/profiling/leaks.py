@@ -295,10 +295,11 @@ def _named(
         key = id(storage_of(tensor))
         if key not in best or _rank(holder) < _rank(best[key]):
             best[key] = holder
-    unseen = {key: None for key in sizes if key not in best}
+    # A tensor that only C++ holds may still have its Python object, held by nothing.
+    nobody = Holder("unknown", ("something that Python's collector does not see",))
+    unseen = {k: None for k in sizes if best.get(k, nobody).kind == "unknown"}
     del tensors, seen
     best |= graph_holders(unseen, models) if unseen else {}
-    nobody = Holder("unknown", ("something that Python's collector does not see",))
     return {key: _Held(best.get(key, nobody), size) for key, size in sizes.items()}
 
 
@@ -312,7 +313,10 @@ def _grouped(stayed: Sequence[_Held]) -> Iterator[Leak]:
     """Join what is held in one way, apart from keys; the most bytes first."""
 
     def way(one: _Held) -> tuple[str, tuple[str, ...]]:
-        return one.holder.kind, tuple(_without_keys(p) for p in one.holder.path)
+        path = one.holder.path
+        # Which operation saved it matters little.
+        path = path[:-1] if one.holder.kind == "graph" else path
+        return one.holder.kind, tuple(map(_without_keys, path))
 
     groups = (list(g) for _, g in groupby(sorted(stayed, key=way), way))
     leaks = [Leak(g[0].holder, len(g), sum(one.nbytes for one in g)) for g in groups]
