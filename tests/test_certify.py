@@ -141,6 +141,13 @@ def test_under_autocast_each_site_is_judged_in_the_dtype_it_has(
     assert_inside(certified(trace))
 
 
+def test_autocast_around_a_check_changes_nothing_that_it_computes(recorded):
+    # 2026-11: |X||W|, computed in float32, came out in bfloat16 and too small.
+    with torch.autocast("cpu", torch.bfloat16):
+        checks = certified(recorded.trace)
+    assert checks == certified(recorded.trace)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -435,6 +442,16 @@ def test_an_operation_that_cannot_be_recomputed_is_unverified(recorded):
     (check,) = own_check(narrow, place)
     assert check.verdict == "unverified"
     assert "cannot be recomputed" in check.reason
+
+
+def test_nothing_captured_is_missing_and_no_exact_agreement():
+    # 2026-11: two empty tensors are equal.
+    nothing = torch.ones(1, 0, 2)
+    identity = Identity("chain", Site("embed"), Same())
+    blank = Check("embed", "chain", "certify", "unverified")
+    arithmetic = Arithmetic(torch.float32)
+    check = certifying._moved(nothing, nothing, identity, arithmetic, blank)
+    assert check.verdict == "missing"
 
 
 def test_a_prediction_that_is_not_a_number_vouches_for_nothing():

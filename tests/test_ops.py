@@ -22,6 +22,7 @@ from recon.ops import (
     Unembed,
     kept,
     merge_heads,
+    product_rounding,
     sdp_backends,
     set_sdp_backends,
     split_heads,
@@ -300,3 +301,40 @@ def test_setting_the_backends_sets_each():
         assert sdp_backends() == (False, True, True, False)
     finally:
         set_sdp_backends(before)
+
+
+# -- cheaper float32 products --------------------------------------------------
+
+
+@pytest.fixture
+def precisions():
+    """Put back each setting of torch that makes float32 products cheaper."""
+    places = [torch.backends, torch.backends.mkldnn, torch.backends.mkldnn.matmul]
+    before = [place.fp32_precision for place in places]
+    yield
+    for place, setting in zip(places, before, strict=True):
+        place.fp32_precision = setting
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("setting", "rounding"), [("highest", 0.0), ("high", 2.0**-10), ("medium", 2.0**-8)]
+)
+def test_the_precision_of_all_float32_products_is_seen(precisions, setting, rounding):
+    torch.set_float32_matmul_precision(setting)
+    try:
+        assert product_rounding(torch.float32, CPU) == rounding
+        assert product_rounding(torch.float64, CPU) == 0.0
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_precision_of_one_backend_is_seen(precisions):
+    # 2026-11: torch's older question refuses to answer then, and capture failed.
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    assert product_rounding(torch.float32, CPU) == 2.0**-8
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    torch.backends.mkldnn.fp32_precision = "tf32"
+    assert product_rounding(torch.float32, CPU) == 2.0**-10

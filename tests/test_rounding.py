@@ -12,7 +12,9 @@ from recon.rounding import (
     UNIT,
     Arithmetic,
     Bounded,
+    _sizes_in,
     attention_weights,
+    compounded,
     layer_norm,
     mixed,
     product,
@@ -257,6 +259,30 @@ def test_tf32_operands_widen_the_bound_by_their_rounding():
     made, plain = product(x, w, None, cheap), product(x, w, None, FLOAT32)
     more = float(made.error - plain.error)
     assert more == pytest.approx(4 * (2 * 2.0**-10 + 2.0**-20), rel=1e-5)
+
+
+def test_a_rounded_operand_is_rounded_again_with_the_products():
+    # 2026-11: the bound had t^2 + 2 t + gamma, without their product.
+    cheap = Arithmetic(torch.float32, inputs=2.0**-8)
+    n = 4096
+    made = product(torch.ones(1, n), torch.ones(n, 1), None, cheap)
+    worst = n * (1 + cheap.inputs) ** 2 * (1 + cheap.gamma(n + 1))
+    assert n + float(made.error) >= worst
+
+
+def test_tiny_errors_compound_without_the_rounding_of_one():
+    assert compounded(2.0**-60, 2.0**-60) == 2.0**-59 + 2.0**-120
+    assert compounded(0.5, 0.5) == 1.25
+
+
+def test_sizes_are_not_computed_where_float32_products_are_made_cheaper():
+    here = torch.device("cpu")
+    assert _sizes_in(FLOAT32, 8, here)[0] == torch.float32
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert _sizes_in(FLOAT32, 8, here) == (torch.float64, 0.0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 # -- LayerNorm -----------------------------------------------------------------

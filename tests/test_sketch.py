@@ -10,7 +10,10 @@ from torch import nn
 
 import recon
 from recon import sketch as sketching
+from recon.compare import Check
 from recon.gpt2 import identities
+from recon.ops import Linear
+from recon.rounding import Arithmetic
 from recon.sites import Site
 from recon.sketch import Sketcher, sketch
 
@@ -210,6 +213,36 @@ def test_products_that_may_be_summed_in_half_are_unverified(wide):
     environment = replace(trace.facts.environment, reduced=True)
     trace = replace(trace, facts=replace(trace.facts, environment=environment))
     assert {c.verdict for c in sketched(trace).values()} == {"unverified"}
+
+
+def test_finite_numbers_too_large_to_add_up_are_no_fault():
+    # 2026-11: the sums of the sketch overflowed, and a correct product diverged.
+    op = Linear(torch.full((1, 96), 2e38), torch.zeros(96))
+    blank = Check("mlp.out", "law", "sketch", "unverified")
+    x, arithmetic = torch.ones(3, 1), Arithmetic(torch.float32)
+    check = Sketcher().check(op, x, x @ op.weight, arithmetic, blank)
+    assert (check.verdict, check.reason) == (
+        "unverified",
+        "too large for the sums of the sketch",
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_under_autocast_the_sketch_computes_as_ever(make_model, ids, stream):
+    # 2026-11: its own products were cast to bfloat16, and could not be made.
+    with torch.autocast("cpu", torch.bfloat16):
+        report = recon.verify(make_model(), ids, levels=["sketch"], stream=stream)
+    assert report.check().environment.autocast == torch.bfloat16
+
+
+def test_where_float32_products_are_made_cheaper_the_sketch_adds_in_float64(wide):
+    torch.set_float32_matmul_precision("medium")
+    try:
+        sums = sketching._sums(Arithmetic(torch.float32), torch.device("cpu"))
+        found = failing(wide[1])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (sums, found) == (torch.float64, [])
 
 
 # -- weights are projected once, and anew when they change ----------------------

@@ -233,12 +233,6 @@ def test_a_tensor_that_no_identity_speaks_of_is_not_verified(
         report.check()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_model_that_was_converted_since_does_not_pass(model, recorded, dtype):
-    model.to(dtype)
-    assert recon.verify_trace(*recorded).verdict == "diverged"
-
-
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -269,8 +263,20 @@ def test_a_trace_older_than_its_weights_is_refused_by_name(model, recorded):
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight.add_(1)
     with pytest.raises(
-        recon.UsageError, match=r"h\.1\.mlp\.c_fc\.weight was edited in"
+        recon.UsageError, match=r"h\.1\.mlp\.c_fc\.weight was edited or converted"
     ):
+        recon.verify_trace(recorded.trace)
+
+
+@pytest.mark.parametrize("way", ["double", "bfloat16", "data"])
+def test_a_trace_older_than_a_conversion_of_the_model_is_refused(model, recorded, way):
+    # 2026-11: torch raises no version for either, but the numbers lie elsewhere.
+    weight = model.transformer.h[1].mlp.c_fc.weight
+    if way == "data":
+        weight.data = weight.data + 1
+    else:
+        getattr(model, way)()
+    with pytest.raises(recon.UsageError, match="was edited or converted after run 0"):
         recon.verify_trace(recorded.trace)
 
 

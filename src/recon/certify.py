@@ -74,9 +74,13 @@ def certify(
         yield check(trace, identity, form)
 
 
-@torch.no_grad()
 def check(trace: Trace, identity: Identity, form: Form = "deterministic") -> Check:
     """Bound one site from its captured inputs, and judge what was captured there."""
+    with torch.no_grad(), trace.plain_arithmetic():
+        return _checked(trace, identity, form)
+
+
+def _checked(trace: Trace, identity: Identity, form: Form) -> Check:
     blank = Check(str(identity.site), identity.name, LEVEL, "unverified")
     op = identity.op
     try:
@@ -129,7 +133,8 @@ def _moved(
 ) -> Check:
     """Judge what is moved, not computed: it may only be stored more coarsely."""
     strict = not identity.dropout and value.dtype == found.dtype
-    if strict and value.shape == found.shape and torch.equal(value, found):
+    same = strict and value.shape == found.shape and torch.equal(value, found)
+    if same and found.numel():
         return _exact(found, blank)
     exact = Arithmetic(value.dtype, arithmetic.form)
     pieces = (

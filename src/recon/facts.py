@@ -61,18 +61,19 @@ class Facts:
     encoder: Mapping[Site, Tensor] = field(default_factory=dict)
     ids: Mapping[Site, Tensor] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
-    weights_at_run: tuple[tuple[str, Tensor, int], ...] = ()
+    weights_at_run: tuple[tuple[str, Tensor, tuple[int, int] | None], ...] = ()
     notes: tuple[str, ...] = ()
 
     def edited_weights(self) -> list[str]:
-        """Name the parameters that were edited in place since the run.
+        """Name the parameters that were edited or converted since the run.
 
-        Counts versions, which torch does not raise for edits through ``.data``.
+        Told by their versions and by where they lie; torch raises no version for an
+        edit in place through ``.data``, which stays unseen.
         """
         return [
             name
-            for name, weight, version in self.weights_at_run
-            if version >= 0 and weight._version != version
+            for name, weight, state in self.weights_at_run
+            if state is not None and (weight._version, weight.data_ptr()) != state
         ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has it
@@ -400,6 +400,26 @@ def set_rng(state: tuple[Tensor, ...], device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state(state[1], device)
+
+
+# Roundoff of the operands of a float32 product: TF32 keeps 11 bits, and some hardware
+# truncates to them.
+_OPERANDS = {"ieee": 0.0, "none": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-8}
+
+
+def product_rounding(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the roundoff of a product's operands, where float32 ones are made cheaper.
+
+    The setting nearest to the product counts: its own, its backend's, everyone's.
+    ``torch.set_float32_matmul_precision`` makes the first of them.
+    """
+    if dtype != torch.float32:
+        return 0.0
+    backends: Any = torch.backends
+    own = (backends.mkldnn.matmul, backends.mkldnn)
+    settings = (backends.cuda.matmul,) if device.type == "cuda" else own
+    chosen = [held.fp32_precision for held in (*settings, backends)]
+    return _OPERANDS[next((c for c in chosen if c != "none"), "none")]
 
 
 _BACKENDS = ("flash", "mem_efficient", "math", "cudnn")

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon.ops import product_rounding
+
 Form: TypeAlias = Literal["deterministic", "probabilistic"]
 
 # Unit roundoff: half the gap between 1 and the next number.
@@ -52,6 +54,14 @@ ELEMENTARY = 4.0
 LAMBDA = 8.0
 
 
+def compounded(*errors: float) -> float:
+    """Return ``(1 + e_1)(1 + e_2)... - 1``, without the rounding of 1 + e."""
+    total = 0.0
+    for error in errors:
+        total += error + total * error
+    return total
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """How a run computes: the dtype it stores in, and the one it accumulates in.
@@ -83,6 +93,10 @@ class Arithmetic:
     def inside(self) -> Arithmetic:
         """The arithmetic between two stores: everything in the accumulator."""
         return replace(self, store=self.accumulator)
+
+    def relative(self, n: int) -> float:
+        """Bound the relative error of n products and their sum, operands rounded."""
+        return compounded(self.inputs, self.inputs, self.gamma(n))
 
     def gamma(self, n: int) -> float:
         """Bound the relative error of a sum of n products, in any order.
@@ -160,8 +174,8 @@ class Bounded:
 
     def power(self, n: int) -> Bounded:
         """The n-th power, by ``pow`` or by n-1 products."""
-        size = self.value.abs()
-        error = (size + self.error).pow_(n).sub_(size.pow_(n))
+        # (|x| + e)^n - |x|^n, which cancels, is at most n e (|x| + e)^(n-1).
+        error = self.value.abs().add_(self.error).pow_(n - 1).mul_(self.error).mul_(n)
         return self._stored(self.value**n, error, max(ELEMENTARY, n - 1))
 
     def monotone(
@@ -207,7 +221,7 @@ class Rows:
         self._arithmetic = arithmetic
         self._terms = x.shape[-1] + 1
         self._exact = x.double()
-        self._kind, self._short = _sizes_in(arithmetic, self._terms)
+        self._kind, self._short = _sizes_in(arithmetic, self._terms, x.device)
         far = x.to(self._kind).abs()
         self._lost = far.sum(-1, keepdim=True, dtype=torch.float64)
         # A row of ones makes the sums of |W| in the same product.
@@ -230,21 +244,22 @@ class Rows:
     def _error(self, size: Tensor, sums: Tensor) -> Tensor:
         """Bound the sum; what is lost near zero counts in |x||W| as well."""
         arithmetic, n = self._arithmetic, self._terms
-        inputs = 2 * arithmetic.inputs + arithmetic.inputs**2
-        relative = (arithmetic.gamma(n) + inputs) / (1 - self._short)
+        relative = arithmetic.relative(n) / (1 - self._short)
         lost = (self._lost + 2 * n) * ((1 + relative) * _LOST[arithmetic.accumulator])
         sums *= (1 + relative) / (1 - self._short) * _LOST[arithmetic.accumulator]
         error = size.double() if size.dtype != torch.float64 else size
         return error.mul_(relative).add_(sums).add_(lost)
 
 
-def _sizes_in(arithmetic: Arithmetic, n: int) -> tuple[torch.dtype, float]:
+def _sizes_in(
+    arithmetic: Arithmetic, n: int, device: torch.device
+) -> tuple[torch.dtype, float]:
     """Return in which dtype to compute |x||W|, and the share it may fall short by.
 
     In float32 it costs half, and falls short by at most gamma_n: 5e-5 for n = 768.
     """
     unit = UNIT[torch.float32]
-    whole = torch.get_float32_matmul_precision() == "highest"
+    whole = product_rounding(torch.float32, device) == 0.0
     if arithmetic.accumulator == torch.float32 and whole and n * unit < 0.01:
         return torch.float32, n * unit / (1 - n * unit)
     return torch.float64, 0.0
@@ -282,7 +297,7 @@ def layer_norm(
         torch.maximum(
             scale(variance - off_variance) - rstd, rstd - scale(variance + off_variance)
         )
-        + 4 * a * rstd
+        + (ELEMENTARY + 1) * a * rstd
     )
     # Kernels may compute x * rstd - mean * rstd, which cancels: two roundings each.
     off_centred = far.mul_(2 * a).add_(gamma * size + 2 * a * mean.abs())
@@ -333,13 +348,13 @@ def attention_weights(
     """
     inner = stored.inside
     a, u = inner.a, stored.u
-    inputs = 2 * stored.inputs + stored.inputs**2
-    off = size * (inner.gamma(width) + inputs)
     # Kept in the accumulator, q or k may be scaled first, which rounds every product.
+    # What is subtracted and scaled below is off already: 4 a of its error more.
+    steps = (4 * a, 0.0 if u > a else 4 * a)
+    off = size * compounded(inner.relative(width), *steps)
     if u > a:
-        off = off.add_(scores.abs().add_(off), alpha=(1 + u) ** 4 - 1)
-    else:
-        off = off.add_(size, alpha=4 * a)
+        rounded = compounded(u, u, u, u, 4 * a)
+        off = off.add_(scores.abs().add_(off), alpha=rounded)
     if bias is not None:
         scores = scores + bias
         off = off.add_(scores.abs().add_(off), alpha=u)
@@ -372,12 +387,13 @@ def mixed(soft: Softmax, values: Tensor, arithmetic: Arithmetic) -> Bounded:
     value = soft.weights @ exact
     half = arithmetic.u > arithmetic.inside.a
     weight_rounding = arithmetic.u if half else 0.0
-    inputs = 2 * arithmetic.inputs + arithmetic.inputs**2
-    relative = soft.sums + weight_rounding + inputs
+    operands = weight_rounding, arithmetic.inputs, arithmetic.inputs
+    relative = compounded(soft.sums, *operands)
     off = (soft.error * (1 + relative)).add_(soft.weights, alpha=relative)
     if half:
         # A weight near zero loses up to the smallest float16, or all of itself.
         off.add_((soft.weights + soft.error).clamp_(max=_LOST[store]))
     keys = soft.weights.shape[-1]
-    error = (off @ size).add_(2 * keys * _LOST[arithmetic.accumulator])
+    # Products, sums, rescalings of either, and operands of v that are flushed.
+    error = (off @ size).add_((3 * keys + 2) * _LOST[arithmetic.accumulator])
     return stored(value, error, arithmetic)

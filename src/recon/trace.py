@@ -181,6 +181,13 @@ class Trace(Mapping[Site | str, Tensor]):
             return nullcontext()
         return torch.autocast(kind, env.autocast, enabled=env.autocast is not None)
 
+    def plain_arithmetic(self) -> AbstractContextManager[object]:
+        """Return a context in which autocast changes nothing that a check computes."""
+        kind = torch.device(self.facts.environment.device).type
+        if not torch.amp.is_autocast_available(kind):
+            return nullcontext()
+        return torch.autocast(kind, enabled=False)
+
     @property
     def nbytes(self) -> int:
         """Bytes of memory this trace keeps alive; shared storages count once."""

@@ -141,8 +141,8 @@ def require_verifiable(trace: Trace) -> None:
         )
     if edited := trace.facts.edited_weights():
         raise UsageError(
-            f"{edited[0]} was edited in place after run {trace.run}: the trace can no "
-            "longer be verified against the weights; run the model again"
+            f"{edited[0]} was edited or converted after run {trace.run}: the trace can "
+            "no longer be verified against the weights; run the model again"
         )
 
 

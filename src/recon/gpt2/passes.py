@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain, repeat
-from operator import attrgetter, is_not
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from recon.ops import (
     Linear,
     Lookup,
     Unembed,
+    product_rounding,
     sdp_backends,
 )
 from recon.sites import Site
@@ -127,6 +128,8 @@ def _can_autocast(kind: str) -> bool:
 Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
 # Weight and bias of a module.
 Held: TypeAlias = tuple[Tensor | None, Tensor | None]
+# A weight by name, and how often it was edited and where it lay when the pass ended.
+Counted: TypeAlias = tuple[str, Tensor, tuple[int, int] | None]
 
 
 @dataclass(eq=False, slots=True)
@@ -134,7 +137,7 @@ class End:
     """What is read off the modules when the pass is over, in the plan's order."""
 
     weights: list[Held]
-    versions: list[int]
+    versions: list[tuple[int, int]]
     dropout: list[float]
     attention: list[float]
     kernel: str
@@ -151,16 +154,20 @@ def weights(owners: Sequence[dict[str, Any]]) -> list[Held]:
     return list(zip(*kept, strict=True))
 
 
-def versions(held: Iterable[Held]) -> list[int]:
-    """Return how often each was edited in place; nothing where torch does not count."""
+def versions(held: Iterable[Held]) -> list[tuple[int, int]]:
+    """Return how often each was edited in place, and where it lies.
+
+    Nothing where torch does not count.
+    """
+    tensors = [t for t in chain.from_iterable(held) if t is not None]
+    lie = map(Tensor.data_ptr, tensors)
     try:
-        return list(map(_edits, filter(_is_tensor, chain.from_iterable(held))))
+        return list(zip(map(_edits, tensors), lie, strict=True))
     except RuntimeError:
         return []  # inference tensors
 
 
 _edits = attrgetter("_version")
-_is_tensor = partial(is_not, None)
 
 
 def facts(
@@ -206,15 +213,15 @@ def _makers(
     end: End,
     notes: Mapping[str, list[Any]],
     stage: int | None,
-) -> tuple[dict[Site, Maker], list[tuple[str, Tensor, int]], list[str]]:
+) -> tuple[dict[Site, Maker], list[Counted], list[str]]:
     """Return the ops that have weights, the weights' versions, and what is unknown."""
     problems: list[str] = []
     makers: dict[Site, Maker] = {}
-    counted: list[tuple[str, Tensor, int]] = []
+    counted: list[Counted] = []
     edits = iter(end.versions)
     for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
         counted_here = [
-            (f"{path}.{name}", tensor, next(edits, -1))
+            (f"{path}.{name}", tensor, next(edits, None))
             for name, tensor in zip(("weight", "bias"), held, strict=True)
             if tensor is not None
         ]
@@ -274,21 +281,8 @@ def _environment(parts: Parts, start: Start, end: End) -> Environment:
         training=end.training,
         grad=start.grad,
         threads=torch.get_num_threads(),
-        product_rounding=_product_rounding(weight.dtype),
+        product_rounding=product_rounding(weight.dtype, weight.device),
         reduced=weight.is_cuda and _summed_in_half(start.autocast or weight.dtype),
-    )
-
-
-def _product_rounding(dtype: torch.dtype) -> float:
-    """Return the roundoff of operands where float32 products are made cheaper.
-
-    ``high`` allows TF32 (11 bits, which some hardware truncates to), ``medium``
-    bfloat16.
-    """
-    if dtype != torch.float32:
-        return 0.0
-    return {"highest": 0.0, "high": 2.0**-10}.get(
-        torch.get_float32_matmul_precision(), 2.0**-8
     )
 
 
