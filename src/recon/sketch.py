@@ -210,7 +210,8 @@ def _signs(length: int, generator: torch.Generator) -> Float[Tensor, " _"]:
 
 def _by_blocks(signs: Float[Tensor, " _"]) -> Float[Tensor, "blocks _"]:
     """Put each block of weights in a row of its own, with zeros elsewhere."""
-    return torch.block_diag(*signs.split(_BLOCK))
+    blocks: Tensor = torch.block_diag(*signs.split(_BLOCK))
+    return blocks
 
 
 def _fixed_bounds(
