@@ -454,6 +454,7 @@ def test_json_has_every_fact_of_a_finding_and_of_a_tensor():
             "sentence": "holds the keys",
             "shape": [2, 7, 32],
             "dtype": "float32",
+            "by": "",
         }
     ]
     assert (document["verdict"], document["file"], document["line"]) == (

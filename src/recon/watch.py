@@ -37,11 +37,15 @@ _PLAIN = (bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is not as it was: the rule that it breaks, where, and in words."""
+    """One thing that is not as it was: the rule that it breaks, where, and in words.
+
+    ``key`` is torch's number of a hook, where it is one.
+    """
 
     rule: str
     place: str
     words: str
+    key: int = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +113,7 @@ def _hook_changes(
             shared = one.kind.startswith("global")
             rule = "forward-replaced" if override else "hooks-left"
             rule = "global-state-changed" if shared else rule
-            yield Change(rule, one.module, str(one))
+            yield Change(rule, one.module, str(one), one.key)
     for one in before:
         if one not in after:
             override = one.kind == "forward override"
@@ -203,7 +207,7 @@ class Keeper:
             held.tensor.requires_grad_(held.wants_grad)
             now = seen.weights.get(name)
             if now is None or now.checksum != held.checksum:
-                held.tensor.data.copy_(self._values[name])
+                _write(held.tensor, self._values[name])
         for name, (_, write) in _PROCESS.items():
             write(self.state.process[name])
         for name, code in self.state.code.items():
@@ -228,6 +232,14 @@ class Keeper:
                 del module.__dict__[key]
         for key, value in self.state.plain[path].items():
             module.__dict__[key] = value
+
+
+def _write(tensor: Tensor, values: Tensor) -> None:
+    """Give a tensor its former values, also where its shape or dtype changed."""
+    if tensor.shape == values.shape and tensor.dtype == values.dtype:
+        tensor.data.copy_(values)
+    else:
+        tensor.data = values.clone()
 
 
 def _refill(

@@ -44,6 +44,22 @@ def raw_hooks(model, input_ids):
     return store
 
 
+@right("handles are removed after the pass, with no thought of errors", notes={"RC203"})
+def removed_after_the_pass(model, input_ids):
+    store, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+        handles.append(
+            block.register_forward_hook(
+                lambda module, args, output, i=i: store.update({f"layer_{i}": output})
+            )
+        )
+    with torch.no_grad():
+        model(input_ids)
+    for handle in handles:
+        handle.remove()
+    return store
+
+
 @right("block outputs, layers from 1")
 def counted_from_one(model, input_ids, attention_mask=None):
     acts = {}

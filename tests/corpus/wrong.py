@@ -13,7 +13,7 @@ import math
 import warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import torch
@@ -890,17 +890,61 @@ def first_of_growing_list():
 
 @wrong(row="D3", rules={"RC203"})
 def not_safe_from_errors(model, input_ids):
-    """Handles are removed after the pass, but not if it raises."""
+    """A context manager removes the hooks, but not if the pass raises."""
+    store = {}
+
+    @contextmanager
+    def hooked():
+        handles = [
+            block.register_forward_hook(
+                lambda m, a, o, i=i: store.__setitem__(f"layer_{i}", o.detach())
+            )
+            for i, block in numbered(model)
+        ]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    with hooked():
+        model(input_ids)
+    return store
+
+
+@wrong(row="D3", rules={"RC203"})
+def one_handle_is_not_safe(model, input_ids):
+    """A finally block removes the handles, but for the last one."""
+    store, handles = {}, []
+    last = model.transformer.ln_f.register_forward_hook(
+        lambda m, a, o: store.__setitem__("ln_f", o)
+    )
+    try:
+        for i, block in numbered(model):
+            keep = partial(keep_output, store, f"layer_{i}")
+            handles.append(block.register_forward_hook(keep))
+        model(input_ids)
+        last.remove()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return store
+
+
+def keep_output(store, name, module, args, output):
+    store[name] = output.detach()
+
+
+@wrong(row="D3", rules={"RC203"})
+def error_swallowed(model, input_ids):
+    """Errors of the pass are taken for an early stop, and the hooks stay."""
     store = {}
     handles = [
-        block.register_forward_hook(
-            lambda m, a, o, i=i: store.__setitem__(f"layer_{i}", o.detach())
-        )
+        block.register_forward_hook(partial(keep_output, store, f"layer_{i}"))
         for i, block in numbered(model)
     ]
-    model(input_ids)
-    for handle in handles:
-        handle.remove()
+    with suppress(RuntimeError):
+        model(input_ids)
+        for handle in handles:
+            handle.remove()
     return store
 
 

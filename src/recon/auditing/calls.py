@@ -6,21 +6,20 @@ import inspect
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from recon import gpt2
+from recon.auditing.registering import Registered, registrations
 from recon.auditing.returned import Returned, take_apart
 from recon.errors import ReconError
 from recon.recorder import Options, Recorder
 from recon.trace import Trace
-from recon.verification import record
 from recon.watch import Change, Keeper, State, changes
 
 Effort: TypeAlias = Literal["quick", "default", "thorough"]
@@ -32,13 +31,17 @@ _TOKENS = 11
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """One way to call the function: the inputs, and the state of the model."""
+    """One way to call the function: the inputs, and the state of the model.
+
+    ``seed`` tells random states apart: what is drawn differs when a prompt runs again.
+    """
 
     name: str
     inputs: Mapping[str, Tensor]
     grad: bool = True
     train: bool = False
     raises: bool = False
+    seed: int = 0
 
     @property
     def rows(self) -> int:
@@ -53,8 +56,9 @@ class Call:
     ``passes`` are copies made as the model ran, ``aliases`` the same tensors by
     reference, so that later edits show; ``clean`` is the model's own run on these
     inputs without the code, ``unmasked`` that without the mask, if there is one.
-    ``hooks`` counts the hooks that the code registered, ``broken`` says why hidden
-    states would be missing afterwards.
+    ``hooks`` counts the hooks that the code registered, ``cleaned`` those that it took
+    off again, and ``managed`` holds the numbers of those that a context manager made;
+    ``broken`` says why hidden states would be missing afterwards.
     """
 
     situation: Situation
@@ -69,6 +73,9 @@ class Call:
     error: str = ""
     traceback: str = ""
     broken: str = ""
+    caught: bool = False
+    cleaned: int = 0
+    managed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +85,17 @@ class _Run:
     returned: Returned
     before: State
     after: State
-    hooks: int
+    registered: Registered
+    caught: bool
     error: str
     traceback: str
+
+    @property
+    def made(self) -> set[int]:
+        """The numbers of the hooks that the code itself made."""
+        return self.registered.keys - {
+            one.key for one in self.after.found if one.by_transformers
+        }
 
 
 class _InterruptionError(RuntimeError):
@@ -121,7 +136,7 @@ def situations(
     yield Situation("a pass that raises", plain(1, tokens, 3), raises=True)
     if effort == "quick":
         return
-    yield Situation("the first batch again", first)
+    yield Situation("the first batch again", first, seed=1)
     yield Situation("one prompt", plain(1, others, 4))
     yield Situation("under no_grad", plain(2, tokens, 5), grad=False)
     yield Situation("train mode", plain(2, tokens, 6), train=True)
@@ -132,7 +147,7 @@ def situations(
         yield Situation("one token", plain(2, 1, 7))
         yield Situation("a long prompt", plain(1, min(longest, 96), 8))
         yield Situation("a batch of 7", plain(7, tokens - 3, 9))
-        yield Situation("one prompt again", plain(1, others, 4))
+        yield Situation("one prompt again", plain(1, others, 4), seed=1)
 
 
 def _lengths(config: Any) -> tuple[int, int]:
@@ -226,11 +241,14 @@ class Caller:
             clean,
             self._unmasked(situation),
             tuple(found),
-            run.hooks,
+            len(run.made),
             versions,
             run.error,
             run.traceback,
             broken,
+            run.caught,
+            len(run.made - {one.key for one in run.after.found}),
+            frozenset(run.registered.managed),
         )
 
     def _run(self, situation: Situation) -> _Run:
@@ -240,53 +258,54 @@ class Caller:
         more = _wanted(self._function, ids) | inputs
         more = {name: given for name, given in more.items() if name in self._takes}
         torch.set_grad_enabled(situation.grad)
-        before = State.of(self._model)
-        first = RemovableHandle.next_id
-        try:
-            with _silent():
-                value = self._function(self._model, ids, **more)
-        except Exception as raised:  # the function's own: reported as a finding
-            if not _interrupted(raised):
-                error, told = _words(raised), _told(raised)
-        made = RemovableHandle.next_id - first
+        before, caught = State.of(self._model), True
+        with registrations() as registered:
+            try:
+                with _silent():
+                    value = self._function(self._model, ids, **more)
+            except Exception as raised:  # the function's own: reported as a finding
+                caught = False
+                if not _interrupted(raised):
+                    error, told = _words(raised), _told(raised)
         after = State.of(self._model)
-        own = [one for one in after.found if one.by_transformers]
-        made -= len([one for one in own if one not in before.found])
         returned = take_apart(value)
         if value is None and not error and not situation.raises:
             returned.empty.append("")
-        return _Run(returned, before, after, made, error, told)
+        return _Run(returned, before, after, registered, caught, error, told)
 
     def _clean(self, situation: Situation) -> Trace | None:
         """Return what the model computes by itself, from the same random state."""
         with self._prepared(situation):
             try:
-                return record(self._model, **situation.inputs)
+                return self._by_itself(situation.inputs)
             except ReconError:
                 return None
+
+    @torch.no_grad()
+    def _by_itself(self, inputs: Mapping[str, Tensor]) -> Trace:
+        """Run the model as people call it: with a cache, if its config says so."""
+        gpt2.require_inputs(self._model, inputs)
+        recorder = Recorder(gpt2.plan(self._model), Options())
+        with recorder:
+            self._model(**inputs)
+        return recorder.trace
 
     def _unmasked(self, situation: Situation) -> Trace | None:
         if "attention_mask" not in situation.inputs:
             return None
         with self._prepared(situation):
-            return record(self._model, situation.inputs["input_ids"])
+            return self._by_itself({"input_ids": situation.inputs["input_ids"]})
 
     @contextmanager
     def _prepared(self, situation: Situation) -> Iterator[None]:
         self._model.train(situation.train)
-        torch.manual_seed(_SEED)
-        blocks = gpt2.base(self._model).h
-        middle = (
-            blocks[len(blocks) // 2].mlp if situation.raises and len(blocks) else None
-        )
-        if middle is not None:
-            middle.__dict__["forward"] = _raise
-        try:
+        torch.manual_seed(_SEED + situation.seed)
+        with ExitStack() as put_back:
+            put_back.callback(self._keeper.put_back)
+            if situation.raises:
+                blocks = gpt2.base(self._model).h
+                put_back.enter_context(_raising(blocks[len(blocks) // 2].mlp))
             yield
-        finally:
-            if middle is not None and middle.__dict__.get("forward") is _raise:
-                del middle.__dict__["forward"]
-            self._keeper.put_back()
 
 
 def _complete(recorder: Recorder) -> tuple[Trace, ...]:
@@ -297,8 +316,22 @@ def _complete(recorder: Recorder) -> tuple[Trace, ...]:
         return ()
 
 
-def _raise(*args: Any, **kwargs: Any) -> Any:
-    raise _InterruptionError("raised on purpose, half way through the pass")
+@contextmanager
+def _raising(module: Any) -> Iterator[None]:
+    """Make a module's forward raise, by way of its class: code may override its own."""
+    kind: Any = type(module)
+    forward = kind.forward
+
+    def raising(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self is module:
+            raise _InterruptionError("raised on purpose, half way through the pass")
+        return forward(self, *args, **kwargs)
+
+    kind.forward = raising
+    try:
+        yield
+    finally:
+        kind.forward = forward
 
 
 def _interrupted(error: BaseException | None) -> bool:

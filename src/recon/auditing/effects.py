@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-import torch
-from torch import Tensor
-
 from recon.auditing.calls import Call
 from recon.auditing.findings import Finding
-from recon.auditing.near import allowance, apart
+from recon.auditing.near import apart
+from recon.auditing.passes import (
+    first_changed,
+    replayed,
+    rounded_to,
+    rows_changed,
+    same_bits,
+    same_inputs,
+)
 from recon.auditing.rules import Severity, rule
 from recon.sites import Site
 from recon.trace import Trace
+from recon.watch import Change
 
 _MOST_SHOWN = 3
 _WASTE = 2.0
@@ -56,7 +62,7 @@ def effects(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
 
 
 def _left_behind(call: Call) -> Iterator[Finding]:
-    by_rule: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    by_rule: dict[tuple[str, Severity | None], list[Change]] = defaultdict(list)
     # recon's own hooks tell who clears too much; others' are the better example.
     for one in sorted(call.changes, key=lambda one: "recon." in one.words):
         name = one.rule
@@ -64,21 +70,32 @@ def _left_behind(call: Call) -> Iterator[Finding]:
             continue  # dropout draws, too
         if call.situation.raises and name == "hooks-left":
             name = "hooks-left-after-error"
-        by_rule[name].append((one.place, one.words))
-    for name, found in by_rule.items():
+        by_rule[name, _after_error(call, one)].append(one)
+    for (name, severity), found in by_rule.items():
         shown = "; ".join(
-            f"{place or 'the model'}: {words}" if words else place
-            for place, words in found[:_MOST_SHOWN]
+            f"{one.place or 'the model'}: {one.words}" if one.words else one.place
+            for one in found[:_MOST_SHOWN]
         )
         more = len(found) - _MOST_SHOWN
         words = f"{shown}; and {more} more" if more > 0 else shown
         yield finding(
             name,
             f"{rule(name).meaning} {words}",
-            places=[place for place, _ in found],
+            places=[one.place for one in found],
             run=call.situation.name,
+            severity=severity,
             evidence={"count": len(found)},
         )
+
+
+def _after_error(call: Call, one: Change) -> Severity | None:
+    """Return how grave it is that a change stays when a pass raises; None: as usual.
+
+    Code that lets the error pass and never promised to clean up is worth a note. It is
+    wrong if it caught the error, cleaned up in part, or hooked in a context manager.
+    """
+    promised = call.caught or call.cleaned or one.key in call.managed
+    return None if promised or not call.situation.raises else "note"
 
 
 def _mode(call: Call) -> Iterator[Finding]:
@@ -97,10 +114,10 @@ def _mode(call: Call) -> Iterator[Finding]:
 def _mask_ignored(call: Call) -> Finding | None:
     """Say if the code took an attention mask and ran the model without it."""
     bare, clean = call.unmasked, call.clean
-    if bare is None or clean is None or _first_changed(bare, clean) is None:
+    if bare is None or clean is None or first_changed(bare, clean) is None:
         return None
     for trace in call.passes:
-        if trace.facts.shape == bare.facts.shape and not _first_changed(trace, bare):
+        if trace.facts.shape == bare.facts.shape and not first_changed(trace, bare):
             return finding(
                 "padding-taken",
                 "the model ran as if there were no attention_mask: padding was "
@@ -117,18 +134,19 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
     clean = call.clean
     if clean is None or call.situation.train:
         return
+    before = [(c.situation.name, t) for c in earlier for t in computed_by(c)]
     for number, trace in enumerate(call.passes):
-        if trace.facts.environment.training or not _same_inputs(trace, clean):
+        if trace.facts.environment.training or not same_inputs(trace, clean):
             continue
-        if stale := _replayed(trace, clean, earlier):
+        if stale := replayed(trace, clean, before):
             yield finding(
                 "replays-earlier-run",
-                f"the model's {stale[0]} is that of {stale[1]}, bit for bit",
+                f"the model's {stale[0]} is that of {stale[1]}",
                 places=[str(stale[0])],
                 run=call.situation.name,
             )
             return
-        changed = _first_changed(trace, clean)
+        changed = first_changed(trace, clean)
         if changed is None:
             continue
         alias = call.aliases[number] if number < len(call.aliases) else trace
@@ -136,50 +154,18 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
         return
 
 
-def _same_inputs(trace: Trace, clean: Trace) -> bool:
-    ours, theirs = trace.facts.ids, clean.facts.ids
-    return all(
-        place in theirs and torch.equal(ours[place], theirs[place]) for place in ours
-    )
-
-
-def _replayed(
-    trace: Trace, clean: Trace, earlier: Sequence[Call]
-) -> tuple[Site, str] | None:
-    last = list(trace.tensors)[-1]
-    mine = trace.tensors[last]
-    if last in clean.tensors and _alike(mine, clean.tensors[last]):
-        return None
-    for other in earlier:
-        held = None if other.clean is None else other.clean.tensors.get(last)
-        if held is not None and held.shape == mine.shape and torch.equal(held, mine):
-            return last, other.situation.name
-    return None
-
-
-def _alike(found: Tensor, known: Tensor) -> bool:
-    if found.shape != known.shape or found.dtype != known.dtype:
-        return False
-    return torch.equal(found, known) or apart(known, found) <= allowance(known.dtype)
-
-
-def _first_changed(trace: Trace, clean: Trace) -> Site | None:
-    for place, tensor in trace.tensors.items():
-        known = clean.tensors.get(place)
-        # Generation asks for the logits of the last token only.
-        fewer = known is not None and known.shape != tensor.shape
-        if place.part == "logits" and fewer:
-            continue
-        if known is not None and not _alike(tensor, known):
-            return place
-    return None
+def computed_by(call: Call) -> Iterator[Trace]:
+    """Yield all that the model computed in a call, and what it would have by itself."""
+    yield from call.passes
+    if call.clean is not None:
+        yield call.clean
 
 
 def _changed(
     call: Call, trace: Trace, clean: Trace, alias: Trace, place: Site
 ) -> Finding:
     found, known = trace.tensors[place], clean.tensors[place]
-    rows = _rows_changed(found, known)
+    rows = rows_changed(trace, clean, place)
     total = call.situation.rows
     far = apart(known, found) if found.shape == known.shape else float("inf")
     evidence = {"size": far, "rows": len(rows)}
@@ -193,27 +179,31 @@ def _changed(
             run=call.situation.name,
             evidence=evidence,
         )
-    edited = [
-        s for s, t in alias.tensors.items() if not torch.equal(t, trace.tensors[s])
-    ]
-    how = f"edited in place at {edited[0]}" if edited else "replaced by the code"
+    how, meant = _how(trace, clean, alias, place)
     return finding(
         "changes-result",
         f"the model computes something else from {place} on ({how}), off by "
         f"{far:.2g} of its size",
         places=[str(place)],
         run=call.situation.name,
-        # An edit that a hook returns is meant; one in place may be an accident.
-        severity="warning" if edited else "note",
+        severity="note" if meant else "warning",
         evidence=evidence,
     )
 
 
-def _rows_changed(found: Tensor, known: Tensor) -> list[int]:
-    if found.shape != known.shape:
-        return []
-    apart_rows = (found != known).flatten(1).any(1)
-    return [int(n) for n in apart_rows.nonzero().flatten()]
+def _how(trace: Trace, clean: Trace, alias: Trace, place: Site) -> tuple[str, bool]:
+    """Say how a site came to be changed, and whether that was likely meant.
+
+    An edit that a hook returns is meant; one in place may be an accident, and a
+    rounding nearly always is.
+    """
+    edited = (s for s, t in alias.tensors.items() if not same_bits(t, trace.tensors[s]))
+    if (first := next(edited, None)) is not None:
+        return f"edited in place at {first}", False
+    narrow = rounded_to(trace.tensors[place], clean.tensors[place])
+    if narrow is not None:
+        return f"rounded to {str(narrow).removeprefix('torch.')} by the code", False
+    return "replaced by the code", True
 
 
 # -- how are the captures stored? --------------------------------------------------

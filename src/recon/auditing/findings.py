@@ -38,7 +38,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judged:
-    """One returned tensor: what its name promises, and what it is, in a sentence."""
+    """One returned tensor: what its name promises, and what it is, in a sentence.
+
+    ``by`` says what a capture that recon did not see taken was judged by: ``certify``,
+    the captures that the model makes it of, or the model's own ``run``; else empty.
+    """
 
     name: str
     status: Status
@@ -46,6 +50,7 @@ class Judged:
     sentence: str
     shape: tuple[int, ...]
     dtype: str
+    by: Literal["", "certify", "run"] = ""
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from recon.auditing import quantities
-from recon.auditing.content import WHOLE, Index, Part, along, digest, joined
+from recon.auditing.content import WHOLE, Part, along, joined
 from recon.auditing.layouts import Layout, layout
 from recon.auditing.near import Near, Neighbourhood, allowance
 from recon.auditing.quantities import Quantity
+from recon.auditing.shelves import Shelf
 from recon.sites import Site
 from recon.trace import Trace
 
@@ -28,7 +30,7 @@ _NARROW = (torch.bfloat16, torch.float16)
 # A value such as a row of zeros is everywhere: more hits than these prove nothing.
 _MOST_HITS = 48
 _LONGEST_AXIS = 512
-_WORDS = {"B": "row", "T": "token", "H": "head"}
+_WORDS = {"B": "row", "T": "token", "H": "head", "N": "position", "V": "token id"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +112,6 @@ class Catalogue:
     ) -> None:
         self._passes = list(passes)
         self._mask = mask
-        self._quantities: list[Quantity] = []
-        for run, trace in self._passes:
-            self._quantities += quantities.computed(trace, run)
-            if not run:
-                self._quantities += quantities.missplit(trace)
-        self._casts: dict[torch.dtype, Index] = {}
 
     @property
     def current(self) -> list[Trace]:
@@ -123,94 +119,74 @@ class Catalogue:
         return [trace for run, trace in self._passes if not run]
 
     @cached_property
-    def _index(self) -> Index:
-        return self._indexed(lambda tensor: tensor)
-
-    def _indexed(self, change: Callable[[Tensor], Tensor]) -> Index:
-        index = Index()
-        for number, one in enumerate(self._quantities):
-            index.add(number, change(one.tensor))
-        return index
-
-    @cached_property
     def _dtype(self) -> torch.dtype:
-        return self._quantities[0].tensor.dtype if self._quantities else torch.float32
+        return self._sites[0].tensor.dtype if self._sites else torch.float32
 
     # -- exactly ---------------------------------------------------------------
 
     def exact(self, found: Tensor, prefer: Wanted) -> Exact | None:
-        """Return what a tensor is bit-identical to, a preferred quantity first."""
-        if not self._quantities or not found.is_floating_point():
+        """Return what a tensor is bit-identical to, a preferred quantity first.
+
+        Of one that repeats itself along an axis, what is repeated.
+        """
+        if not self._passes or not found.is_floating_point():
             return None
-        for values, index, cast in self._views(found.detach().cpu()):
-            if hit := self._piece(values, index, cast, prefer):
-                return hit
-            if hit := self._selection(values, index, cast, prefer):
-                return hit
+        if (hit := self._found(found, prefer)) is not None:
+            return hit
+        for axis in range(found.ndim - 1):
+            one = found.select(axis, 0)
+            if found.shape[axis] > 1 and bool((found == one.unsqueeze(axis)).all()):
+                return self.exact(one, prefer)
         return None
 
-    def _views(
-        self, found: Tensor
-    ) -> Iterator[tuple[Tensor, Index, torch.dtype | None]]:
+    def _found(self, found: Tensor, prefer: Wanted) -> Exact | None:
+        odd: list[Exact] = []
+        for values, cast in self._views(found.detach().cpu()):
+            for shelf in self._shelves():
+                hit = _on(shelf, values, cast, prefer)
+                if hit is not None and hit.layout.honest:
+                    return hit
+                odd += [hit] if hit is not None else []
+        return odd[0] if odd else None
+
+    def _views(self, found: Tensor) -> Iterator[tuple[Tensor, torch.dtype | None]]:
         """Yield the tensor in the model's dtype, and the roundings it may have seen."""
         own = self._dtype
         if found.dtype == own or _holds(found, own):
-            yield found.to(own), self._index, None
+            yield found.to(own), None
         for narrow in _NARROW:
             if narrow != own and (found.dtype == narrow or _holds(found, narrow)):
-                if narrow not in self._casts:
-                    self._casts[narrow] = self._indexed(lambda t, n=narrow: t.to(n))  # type: ignore[misc]
-                yield found.to(narrow), self._casts[narrow], narrow
+                yield found.to(narrow), narrow
 
-    def _piece(
-        self, values: Tensor, index: Index, cast: torch.dtype | None, prefer: Wanted
-    ) -> Exact | None:
-        hits: list[Exact] = []
-        for seen, (number, part) in enumerate(index.find(digest(values))):
-            if seen >= _MOST_HITS:
-                break
-            one = self._quantities[number]
-            whole = part.of(one.tensor)
-            known = whole if cast is None else whole.to(cast)
-            if (order := layout(known, one.axes, values)) is not None:
-                hits.append(Exact(one, part, order, cast=cast))
-        return _best(hits, prefer)
+    def _shelves(self) -> Iterator[Shelf]:
+        """Yield where to look, the likeliest first; each is filled when first used."""
+        yield self._computed
+        yield self._missplit
+        yield self._tables
+        yield self._earlier
 
-    def _selection(
-        self, values: Tensor, index: Index, cast: torch.dtype | None, prefer: Wanted
-    ) -> Exact | None:
-        """Find a tensor that puts together several indices of one axis."""
-        for axis in range(values.ndim):
-            if not 1 < values.shape[axis] <= _LONGEST_AXIS:
-                continue
-            places = [list(_first(index, one)) for one in along(values, axis)]
-            shared = {n for n, _ in places[0]} if places and all(places) else set()
-            for number in sorted(shared):
-                parts = [
-                    next((p for n, p in some if n == number), WHOLE) for some in places
-                ]
-                if hit := self._put_together(number, parts, axis, values, cast):
-                    return hit
-        return None
+    @cached_property
+    def _sites(self) -> list[Quantity]:
+        return [q for trace in self.current for q in quantities.computed(trace)]
 
-    def _put_together(
-        self,
-        number: int,
-        parts: Sequence[Part],
-        axis: int,
-        values: Tensor,
-        cast: torch.dtype | None,
-    ) -> Exact | None:
-        held = joined(parts)
-        one = self._quantities[number]
-        if held is None:
-            return _picked(one, parts, axis, values, cast)
-        chosen = one.tensor.index_select(held[0], torch.tensor(held[1]))
-        order = layout(chosen if cast is None else chosen.to(cast), one.axes, values)
-        if order is None:
-            return None
-        name = one.axes[held[0]]
-        return Exact(one, WHOLE, order, (), cast, name, tuple(held[1]))
+    @cached_property
+    def _computed(self) -> Shelf:
+        return Shelf(self._sites)
+
+    @cached_property
+    def _missplit(self) -> Shelf:
+        return Shelf(q for trace in self.current for q in quantities.missplit(trace))
+
+    @cached_property
+    def _earlier(self) -> Shelf:
+        return Shelf(
+            q for run, trace in self._passes if run
+            for q in quantities.computed(trace, run)
+        )  # fmt: skip
+
+    @cached_property
+    def _tables(self) -> Shelf:
+        return Shelf(quantities.tables(self.current[0]) if self.current else ())
 
     # -- up to rounding ----------------------------------------------------------
 
@@ -236,9 +212,10 @@ class Catalogue:
 
     def _neighbourhoods(self, wanted: tuple[Site, ...]) -> Iterator[Neighbourhood]:
         """Yield where to search; the later ones are dearer to build."""
-        yield self._sites
+        yield self._near_sites
         yield self._formulas(wanted)
         yield self._forms
+        yield self._near_earlier
 
     def arranged(self, found: Tensor) -> Tensor:
         """Write the heads of ``B H T d`` or ``B T H d`` side by side, if it is that."""
@@ -253,7 +230,7 @@ class Catalogue:
         return found
 
     @cached_property
-    def _sites(self) -> Neighbourhood:
+    def _near_sites(self) -> Neighbourhood:
         trace = self.current[0]
         return Neighbourhood(
             [*quantities.computed(trace), *quantities.missplit(trace)],
@@ -273,15 +250,91 @@ class Catalogue:
             quantities.parameters(trace),
         )
 
+    @cached_property
+    def _near_earlier(self) -> Neighbourhood:
+        return Neighbourhood(self._earlier.quantities)
+
     def _formulas(self, wanted: tuple[Site, ...]) -> Neighbourhood:
         made = [
             one
             for trace in self.current[:1]
             for place in dict.fromkeys(wanted)
             if place in trace
-            for one in quantities.other_formulas(trace, place)
+            for one in quantities.other_formulas(trace, place, deep=True)
         ]
         return Neighbourhood(made)
+
+
+# -- on one shelf -----------------------------------------------------------------
+
+
+def _on(
+    shelf: Shelf, values: Tensor, cast: torch.dtype | None, prefer: Wanted
+) -> Exact | None:
+    """Look a tensor up among whole quantities, then their pieces, then selections."""
+    whole = ((number, WHOLE) for number in shelf.whole(values, cast))
+    hit = _best(_laid_out(shelf, whole, values, cast), prefer)
+    if hit is not None and hit.layout.honest:
+        return hit
+    pieces = islice(shelf.pieces(values, cast), _MOST_HITS)
+    hit = _best(_laid_out(shelf, pieces, values, cast), prefer)
+    return hit or _best(list(_selections(shelf, values, cast)), prefer)
+
+
+def _laid_out(
+    shelf: Shelf,
+    hits: Iterable[tuple[int, Part]],
+    values: Tensor,
+    cast: torch.dtype | None,
+) -> list[Exact]:
+    """Compare bit by bit what has the hash of a tensor, and say how it lies."""
+    found = []
+    for number, part in hits:
+        one = shelf.quantities[number]
+        known = part.of(one.tensor)
+        known = known if cast is None else known.to(cast)
+        if (order := layout(known, one.axes, values)) is not None:
+            found.append(Exact(one, part, order, cast=cast))
+    return found
+
+
+def _selections(
+    shelf: Shelf, values: Tensor, cast: torch.dtype | None
+) -> Iterator[Exact]:
+    """Find what puts together several indices of one axis, as this tensor does."""
+    for axis in range(values.ndim):
+        if not 1 < values.shape[axis] <= _LONGEST_AXIS:
+            continue
+        places = [
+            list(islice(shelf.hashed(one, cast), _MOST_HITS))
+            for one in along(values, axis)
+        ]
+        shared = {n for n, _ in places[0]} if places and all(places) else set()
+        for number in sorted(shared):
+            parts = [
+                next((p for n, p in some if n == number), WHOLE) for some in places
+            ]
+            one = shelf.quantities[number]
+            if hit := _put_together(one, parts, axis, values, cast):
+                yield hit
+
+
+def _put_together(
+    one: Quantity,
+    parts: Sequence[Part],
+    axis: int,
+    values: Tensor,
+    cast: torch.dtype | None,
+) -> Exact | None:
+    held = joined(parts)
+    if held is None:
+        return _picked(one, parts, axis, values, cast)
+    chosen = one.tensor.index_select(held[0], torch.tensor(held[1]))
+    order = layout(chosen if cast is None else chosen.to(cast), one.axes, values)
+    if order is None:
+        return None
+    name = one.axes[held[0]]
+    return Exact(one, WHOLE, order, (), cast, name, tuple(held[1]))
 
 
 def _picked(
@@ -325,19 +378,16 @@ def _repeated(
     return Exact(one, WHOLE, order, (), cast) if order is not None and same else None
 
 
-def _first(index: Index, wanted: int) -> Iterator[tuple[int, Part]]:
-    for seen, hit in enumerate(index.find(wanted)):
-        if seen >= _MOST_HITS:
-            return
-        yield hit
-
-
 def _holds(found: Tensor, narrow: torch.dtype) -> bool:
     """Whether a dtype represents every value of a tensor exactly."""
     if torch.finfo(found.dtype).bits <= torch.finfo(narrow).bits:
         return False
     back = found.to(narrow).to(found.dtype)
     return bool(((back == found) | found.isnan()).all())
+
+
+def _piece(hit: Exact) -> tuple[object, ...]:
+    return hit.part, hit.axis, hit.taken, hit.picked, hit.layout.words, hit.layout.order
 
 
 def _best(hits: Sequence[Exact], prefer: Wanted) -> Exact | None:
@@ -360,6 +410,6 @@ def _best(hits: Sequence[Exact], prefer: Wanted) -> Exact | None:
     ties = tuple(
         hit.quantity
         for hit in ordered[1:]
-        if hit.quantity.run == first.quantity.run and hit.part == first.part
+        if hit.quantity.run == first.quantity.run and _piece(hit) == _piece(first)
     )
     return replace(first, ties=ties)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from recon.auditing.calls import Call
 from recon.auditing.claims import Claim, Reader, Reading
 from recon.auditing.identify import Catalogue, Exact
 from recon.auditing.near import Near, allowance, apart, merged
+from recon.auditing.passes import changed_values, same_bits
 from recon.auditing.quantities import Quantity
 from recon.auditing.returned import unstacked
 from recon.auditing.rules import Severity
@@ -32,6 +34,9 @@ from recon.trace import Trace, sources
 _ON_PURPOSE = frozenset(
     {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
 )
+_ANOTHER_ORDER = "the rows in another order"
+# No certified bound of an honest computation is as wide as this.
+_HOPELESS = 0.05
 # Another implementation, whose passes recon did not see, rounds differently all along.
 _FOREIGN = 16.0
 
@@ -40,7 +45,9 @@ _FOREIGN = 16.0
 class Judgement:
     """What is said of one tensor: right or wrong, by which rule, and why.
 
-    ``notes`` are (rule, sentence) pairs that hold for a right tensor, too.
+    ``notes`` are (rule, sentence) pairs that hold for a right tensor, too; ``exact``
+    says that it is something bit for bit, ``by`` what captures from elsewhere were
+    judged by: the model's own ``run``, or ``certify``.
     """
 
     name: str
@@ -53,6 +60,8 @@ class Judgement:
     severity: Severity | None = None
     evidence: Mapping[str, float | int | str] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
+    exact: bool = False
+    by: Literal["", "certify", "run"] = ""
 
     @property
     def right(self) -> bool:
@@ -113,7 +122,8 @@ class Judge:
         for family, members in families.items():
             for one in self._family(family, members):
                 done[one.name] = one
-        return [done[name] for name in order]
+        by: Literal["", "run"] = "run" if self._foreign else ""
+        return [replace(done[name], by=by) for name in order]
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         depth = self._depth
@@ -222,6 +232,8 @@ class Judge:
             return None
         known, _ = merged(made.tensor, made.axes)
         found = self._catalogue.arranged(tensor.detach().cpu())
+        if made.form == "by head" and found.shape[1:2] == known.shape[2:3]:
+            found = found.transpose(1, 2)
         if found.squeeze().shape != known.squeeze().shape:
             return None
         gap = apart(known.squeeze(), found.squeeze())
@@ -233,6 +245,8 @@ class Judge:
             return _Match(gap=gap, form=made.form) if close else None
         if made.form:
             return _Match(gap=gap, form=made.form) if gap <= allowed else None
+        if gap > max(_HOPELESS, allowed):
+            return None
         proven = _proven(trace, made.site, found.reshape(known.shape))
         if proven is None:
             return _Match(gap=gap) if gap <= allowed else None
@@ -255,9 +269,9 @@ class Judge:
     def _piece(self, one: Judgement, exact: Exact) -> Judgement:
         """Judge which piece of the right site was taken, and in which order."""
         sentence = f"`{one.name}` is {exact.words}"
-        one = replace(one, sentence=sentence, found=exact.quantity.label)
+        one = replace(one, sentence=sentence, found=exact.quantity.label, exact=True)
         if exact.layout.shuffled in ("B", "T"):
-            return replace(one, rule="wrong-tokens")
+            return one if self._put_right(exact) else replace(one, rule="wrong-tokens")
         if not exact.layout.honest:
             return replace(one, rule="wrong-layout")
         if exact.cast is not None and _overflowed(one.tensor, exact.quantity.tensor):
@@ -271,16 +285,17 @@ class Judge:
             return replace(one, rule="wrong-tokens", sentence=said)
         if words := self._other_inputs(exact):
             said = f"{sentence}, in a pass on {words}"
-            return replace(one, rule="other-run", sentence=said)
+            name = "wrong-tokens" if words == _ANOTHER_ORDER else "other-run"
+            return replace(one, rule=name, sentence=said)
         if len(set(exact.taken)) < len(exact.taken) and exact.axis == "B":
             return replace(one, rule="dropped-batch")
         if one.claim.strict and exact.cut == "T":
             return replace(one, rule="wrong-tokens")
         if self._lost_rows(one, exact):
             return replace(one, rule="dropped-batch")
-        if self._padding(exact):
-            words = f"{sentence}; attention_mask marks some of it as padding"
-            return replace(one, rule="padding-taken", sentence=words)
+        if words := self._padding(exact):
+            said = f"{sentence}; {words}"
+            return replace(one, rule="padding-taken", sentence=said)
         return replace(one, notes=tuple(_remarks(one, exact)))
 
     def _lost_rows(self, one: Judgement, exact: Exact) -> bool:
@@ -333,21 +348,30 @@ class Judge:
                 return ""
         return words
 
-    def _padding(self, exact: Exact) -> bool:
+    def _put_right(self, exact: Exact) -> bool:
+        """Whether rows that ran in another order were put back into the given one."""
+        trace = self._pass_of(exact)
+        ids = None if trace is None else trace.facts.ids.get(Site("wte"))
+        given = self._call.situation.inputs["input_ids"]
+        if ids is None or ids.shape != given.shape or exact.layout.shuffled != "B":
+            return False
+        return torch.equal(ids[list(exact.layout.order)], given)
+
+    def _padding(self, exact: Exact) -> str:
+        """Say what is odd about the tokens that were taken of a padded batch."""
         mask = self._mask
         if mask is None or bool(mask.all()):
-            return False
-        if exact.picked:
-            axes = exact.quantity.axes
-            for part in exact.picked:
-                at = dict(zip((axes[a] for a in part.axes), part.index, strict=True))
-                if {"B", "T"} <= at.keys() and not bool(mask[at["B"], at["T"]]):
-                    return True
-            return False
-        if "T" in exact.held and exact.quantity.tensor.shape[0] == mask.shape[0]:
-            rows = [exact.held["B"]] if "B" in exact.held else list(range(len(mask)))
-            return not bool(mask[rows, exact.held["T"]].all())
-        return False
+            return ""
+        at = _tokens(exact, len(mask))
+        if any(not bool(mask[row, token]) for row, token in at):
+            return "attention_mask marks some of it as padding"
+        text = [mask[row].nonzero().flatten().tolist() for row, _ in at]
+        places = [some.index(token) for some, (_, token) in zip(text, at, strict=True)]
+        ends = [len(some) - 1 for some in text]
+        same = len(set(places)) <= 1 or len({token for _, token in at}) == 1
+        if same or places == ends:
+            return ""
+        return "of the text of each row it is neither the last token nor the same one"
 
     # -- wrong: what is it then? ---------------------------------------------------
 
@@ -389,10 +413,17 @@ class Judge:
                 one, rule="not-finite", sentence=words, evidence={"not_finite": count}
             )
         wanted = [r.site for r in one.claim.readings]
+        likely = {*wanted, *self._inputs_of(wanted)}
         near = self._catalogue.near(
-            one.tensor, wanted, lambda q: q.site in wanted and not q.form
+            one.tensor, wanted, lambda q: q.site in likely and not q.form
         )
         return self._as_near(one, near, claimed)
+
+    def _inputs_of(self, wanted: Sequence[Site]) -> Iterator[Site]:
+        for trace in self._catalogue.current[:1]:
+            for identity in gpt2.identities(trace):
+                if identity.site in wanted:
+                    yield from identity.inputs
 
     def _as_near(self, one: Judgement, near: Near | None, claimed: Site) -> Judgement:
         sentence, found = _in_words(one.name, near)
@@ -416,7 +447,9 @@ class Judge:
     def _reduced(self, one: Judgement, form: str) -> Judgement:
         """Take a mean for meant, unless it counts padding."""
         padded = self._mask is not None and not bool(self._mask.all())
-        if one.claim.strict and one.reading is not None and not one.reading.form:
+        pooled = form.endswith(("over tokens", "over the text"))
+        strict = one.claim.strict and one.reading is not None and not one.reading.form
+        if strict and not pooled:
             return replace(one, rule="wrong-shape")
         if padded and form.endswith("over tokens"):
             words = f"{one.sentence}, and attention_mask marks some of them as padding"
@@ -425,6 +458,20 @@ class Judge:
 
 
 _REDUCED = ("averaged", "summed", "largest", "as the norm")
+
+
+def _tokens(exact: Exact, rows: int) -> list[tuple[int, int]]:
+    """Return (row, token) of each single token that a tensor is made of."""
+    axes, held = exact.quantity.axes, exact.held
+    if exact.picked:
+        each = [dict(zip((axes[a] for a in p.axes), p.index, strict=True))
+                for p in exact.picked]  # fmt: skip
+        return [(at["B"], at["T"]) for at in each if {"B", "T"} <= at.keys()]
+    whole = axes[:1] == ("B",) and exact.quantity.tensor.shape[0] == rows
+    if "T" not in held or not whole:
+        return []
+    taken = [held["B"]] if "B" in held else range(rows)
+    return [(row, held["T"]) for row in taken]
 
 
 def _holds(trace: Trace, one: Quantity) -> bool:
@@ -444,8 +491,8 @@ def overwritten(call: Call, name: str, tensor: Tensor) -> str:
             if alias.untyped_storage().data_ptr() != address:
                 continue
             copy = copies.tensors[place]
-            if not torch.equal(alias, copy):
-                count = int((copy != alias).sum())
+            if not same_bits(alias, copy):
+                count = int(changed_values(copy, alias).sum())
                 return (
                     f"`{name}` is the memory of {place}, which was edited in place "
                     f"after it was computed ({count:,} of {copy.numel():,} values)"
@@ -463,6 +510,10 @@ def _foreign_inputs(trace: Trace, call: Call) -> str:
     place = _block_of(given, ids)
     if place is None:
         return f"other tokens, {tuple(ids.shape)} of them"
+    if ids.shape == given.shape and not torch.equal(ids, given):
+        return _ANOTHER_ORDER
+    if _other_mask(trace, call):
+        return "another attention mask"
     positions = trace.facts.ids.get(Site("wpe"))
     clean = None if call.clean is None else call.clean.facts.ids.get(Site("wpe"))
     if positions is None or clean is None or "attention_mask" in call.situation.inputs:
@@ -471,6 +522,28 @@ def _foreign_inputs(trace: Trace, call: Call) -> str:
     wanted = clean[:, start:stop]
     same = (positions[:, : stop - start] == wanted[:1]).all()
     return "" if bool(same) else "other positions"
+
+
+def _other_mask(trace: Trace, call: Call) -> bool:
+    """Whether every block of a pass hid keys that the model by itself does not hide.
+
+    Keys that all hold one token, such as that for padding, may well be hidden.
+    """
+    clean, given = call.clean, call.situation.inputs["input_ids"]
+    if clean is None or trace.facts.shape != clean.facts.shape:
+        return False
+    for place, usual in clean.facts.attention.items():
+        ours = trace.facts.attention.get(place)
+        if ours is None or ours.past or usual.past:
+            return False
+        sizes = (*given.shape, given.shape[1], given.device)
+        more = usual.mask_parts(*sizes)[0] & ~ours.mask_parts(*sizes)[0]
+        keys = more.any(1).any(1)
+        if not bool(keys.any()) or any(
+            torch.equal(keys, given == token) for token in given[keys].unique()
+        ):
+            return False
+    return bool(clean.facts.attention)
 
 
 def _block_of(given: Tensor, ids: Tensor) -> tuple[int, int] | None:
@@ -518,6 +591,8 @@ def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
     one = replace(one, sentence=sentence, found=actual.label)
     if actual.run:
         return replace(one, rule="other-run")
+    if actual.form == "table":
+        return replace(one, rule="wrong-tokens")
     if actual.form or actual.site in sources(claimed):
         return replace(one, rule="wrong-layout")
     return replace(one, rule=_other_site(actual.site, claimed))

@@ -60,17 +60,26 @@ def layout(known: Tensor, axes: tuple[str, ...], found: Tensor) -> Layout | None
 
 
 def _viewed(slim: Tensor, names: tuple[str, ...], target: Tensor) -> Layout | None:
-    """Find a view whose axes were named in a wrong order, then put in the right one."""
-    if slim.ndim < 2:
+    """Find axes put in some order, viewed in other sizes, and put in another order."""
+    if slim.ndim < 2 or target.ndim < 2:
         return None
+    starts: dict[tuple[float, ...], list[tuple[int, ...]]] = {}
     for order in permutations(range(slim.ndim)):
-        sizes = [slim.shape[n] for n in order]
-        back = [order.index(n) for n in range(slim.ndim)]
-        read = slim.reshape(sizes).permute(back)
-        if read.shape == target.shape and torch.equal(read, target):
-            said = " ".join(names[n] for n in order)
-            return Layout(names, False, f"in a scrambled order (viewed as {said})")
+        starts.setdefault(_start(slim.permute(order)), []).append(order)
+    for back in permutations(range(target.ndim)):
+        read = target.permute(back)
+        for order in starts.get(_start(read), ()):
+            if torch.equal(slim.permute(order).reshape(-1), read.reshape(-1)):
+                sizes = "x".join(map(str, read.shape))
+                said = f"{' '.join(names[n] for n in order)} viewed as {sizes}"
+                return Layout(names, False, f"in a scrambled order ({said})")
     return None
+
+
+def _start(tensor: Tensor) -> tuple[float, ...]:
+    """Return the first values of a tensor, in the order of its axes."""
+    several = tensor.reshape(-1)[:_LOOKS]
+    return tuple(several.tolist())
 
 
 def _equal(turned: Tensor, target: Tensor) -> bool:

@@ -17,6 +17,7 @@ from recon.ops import (
     Attention,
     LayerNorm,
     Linear,
+    Lookup,
     Same,
     Slice,
     Unembed,
@@ -103,7 +104,7 @@ def derived(trace: Trace, place: Site, form: str) -> Quantity | None:
 
     ``normalized`` is a LayerNorm's output before weight and bias, ``scale`` the
     deviation that it divides by, ``raw`` scores before the mask, ``centered`` a
-    residual state less its mean over the width.
+    residual state less its mean over the width, ``by head`` what each head adds.
     """
     if place not in trace:
         return None
@@ -121,9 +122,22 @@ def derived(trace: Trace, place: Site, form: str) -> Quantity | None:
     if form == "centered":
         x = trace[place]
         return Quantity(place, x - x.mean(-1, keepdim=True), axes_of(place), "centred")
+    if form == "by head":
+        return _by_head(trace, place)
     if form in ("raw", "-inf"):
         return _unmasked(trace, place, form)
     return None
+
+
+def _by_head(trace: Trace, place: Site) -> Quantity | None:
+    """Return what each head adds to the attention's output, without its bias."""
+    maker, z = trace.facts.makers.get(place), place.at("attn.z")
+    if place.part != "attn.out" or not isinstance(maker, Linear) or z not in trace:
+        return None
+    heads = trace[z].transpose(1, 2)
+    weight = maker.weight.detach().view(*heads.shape[2:], -1)
+    each = torch.einsum("bthd,hde->bthe", heads, weight)
+    return Quantity(place, each, ("B", "T", "H", "D"), "by head")
 
 
 def _unmasked(trace: Trace, place: Site, form: str) -> Quantity | None:
@@ -187,6 +201,14 @@ def parameters(trace: Trace) -> Iterator[Quantity]:
             yield Quantity(place, bias.detach(), ("D",), "bias")
 
 
+def tables(trace: Trace) -> Iterator[Quantity]:
+    """Yield the embedding tables, of which a pass looks up some rows."""
+    for place, axis in ((Site("wpe"), "N"), (Site("wte"), "V")):
+        maker = trace.facts.makers.get(place)
+        if isinstance(maker, Lookup):
+            yield Quantity(place, maker.table.detach(), (axis, "D"), "table")
+
+
 def reductions(
     trace: Trace, mask: Tensor | None = None, places: Sequence[Site] | None = None
 ) -> Iterator[Quantity]:
@@ -234,8 +256,13 @@ def _identity(trace: Trace, place: Site) -> Identity | None:
     return next((i for i in gpt2.identities(trace) if i.site == place), None)
 
 
-def other_formulas(trace: Trace, place: Site) -> Iterator[Quantity]:
-    """Yield what plausible but different formulas make of the inputs of a site."""
+def other_formulas(
+    trace: Trace, place: Site, *, deep: bool = False
+) -> Iterator[Quantity]:
+    """Yield what plausible but different formulas make of the inputs of a site.
+
+    ``deep`` also applies the right formula to what people make of the inputs.
+    """
     wanted = place.at("attn.z") if place.part in ("attn.pattern",) else place
     identity = _identity(trace, place) or _identity(trace, wanted)
     if place.part in ("attn.q", "attn.k", "attn.v"):
@@ -249,6 +276,12 @@ def other_formulas(trace: Trace, place: Site) -> Iterator[Quantity]:
         return
     if identity is None or not all(i in trace for i in identity.inputs):
         return
+    if isinstance(identity.op, Same) and not identity.dropout:
+        for one in other_formulas(trace, identity.inputs[0], deep=deep):
+            yield replace(one, site=place)
+        return
+    if (each := _by_head(trace, place)) is not None:
+        yield each
     inputs = [trace[i] for i in identity.inputs]
     named = Quantity(place, inputs[0] if inputs else trace[place], axes_of(place))
     for words, tensor in _others(identity, inputs, trace):
@@ -256,6 +289,9 @@ def other_formulas(trace: Trace, place: Site) -> Iterator[Quantity]:
     if len(inputs) == 1 and not isinstance(identity.op, Same | Add):
         for words, tensor in _of_other_inputs(identity, inputs[0], trace):
             yield replace(named, tensor=tensor, form=words)
+        if deep:
+            for words, tensor in _of_other_forms(identity, inputs[0], trace):
+                yield replace(named, tensor=tensor, form=words)
 
 
 def _of_other_inputs(
@@ -271,6 +307,20 @@ def _of_other_inputs(
                 f"made of {other} for {identity.inputs[0]}",
                 _apply(identity.op, trace[other]),
             )
+
+
+def _of_other_forms(
+    identity: Identity, usual: Tensor, trace: Trace
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what the operation makes of its input normalized, or normed once more."""
+    if usual.ndim != 3:
+        return
+    name = identity.inputs[0]
+    for words, make in _UNARY.items():
+        yield f"made of {name} {words}", _apply(identity.op, make(usual))
+    maker = trace.facts.makers.get(name)
+    if isinstance(maker, LayerNorm):
+        yield f"made of {name} normalized twice", _apply(identity.op, maker(usual))
 
 
 def _others(
@@ -311,6 +361,12 @@ def _other_norms(op: LayerNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         ("with n-1 and eps outside the root", x.std(-1, keepdim=True) + op.eps),
     ):
         yield words, centred / divisor * op.weight + bias
+    scale = _scale(x, op.eps)
+    yield "divisor, squared", scale.square()
+    yield "divisor, inverted", 1 / scale
+    yield "divisor without eps", _scale(x, 0.0)
+    yield "divisor over n-1", (x.var(-1, keepdim=True) + op.eps).sqrt()
+    yield "over tokens and width", _over_tokens(x, op) * op.weight + bias
     plain = _normalized(x, op.eps)
     yield "without weight and bias", plain
     yield "without its bias", plain * op.weight
@@ -319,6 +375,10 @@ def _other_norms(op: LayerNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "as RMSNorm", rms
     yield "as RMSNorm with bias", rms + bias
     yield "without centring", x / _scale(x, op.eps) * op.weight + bias
+
+
+def _over_tokens(x: Tensor, op: LayerNorm) -> Tensor:
+    return F.layer_norm(x, x.shape[1:], None, None, op.eps)
 
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -349,6 +409,10 @@ def _other_attention(trace: Trace, place: Site) -> Iterator[Quantity]:
     if place.part == "attn.pattern":
         scores = call.scores(q, k)
         yield Quantity(place, scores, axes_of(place), "before softmax")
+        allowed, _ = call.mask_parts(q.shape[0], q.shape[2], k.shape[2], q.device)
+        whole = (q @ k.transpose(-1, -2) * call.scale(q.shape[-1])).softmax(-1)
+        hidden = whole.masked_fill(~allowed, 0.0)
+        yield Quantity(place, hidden, axes_of(place), "masked after softmax")
         for words, other in _other_scores(call, q, k):
             yield Quantity(place, other, axes_of(place), f"before softmax, {words}")
         yield Quantity(
@@ -386,5 +450,7 @@ def _other_scores(
     yield "with q and k swapped and without the mask", swapped
     causal = torch.ones_like(allowed).tril(0)
     yield "with only the causal mask", (raw * base).masked_fill(~causal, lowest)
+    further = torch.ones_like(allowed).tril(1)
+    yield "masked one token too late", (raw * base).masked_fill(~further, lowest)
     strictly = causal.tril(-1)
     yield "with the diagonal masked", (raw * base).masked_fill(~strictly, lowest)

@@ -22,11 +22,13 @@ from recon.auditing.calls import (
     accepted,
     situations,
 )
+from recon.auditing.certifying import by_each_other
 from recon.auditing.claims import Names, Reader
 from recon.auditing.content import digest
-from recon.auditing.effects import effects, finding, storage
+from recon.auditing.effects import computed_by, effects, finding, storage
 from recon.auditing.findings import AuditReport, Finding, Judged
 from recon.auditing.judging import Judge, Judgement
+from recon.auditing.passes import alike
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
 from recon.facts import Environment
@@ -36,6 +38,15 @@ from recon.verification import record
 
 Progress = Callable[[str, int, int], None]
 _EXACT = frozenset({"wrong-site", "wrong-layer"})
+# What a finding says, too: with one row nothing tells a row from the batch.
+_SAYS_TOO = {
+    "grows": ("keys-vary", "wrong-count"),
+    "hooks-left": ("unpicklable",),
+    "hooks-left-after-error": ("unpicklable",),
+    "forward-replaced": ("unpicklable",),
+    "weights-changed": ("changes-result",),
+    "changes-some-rows": ("changes-result",),
+}
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -283,6 +294,8 @@ class _Session:
             return
         judge = Judge(call, reader, list(self._earlier(call)), self._conventions)
         judged = judge.judge()
+        if self.caller is None and call.clean is not None:
+            judged = by_each_other(judged, call.clean)
         self._conventions = judge.conventions
         if main:
             self._few(call, judged)
@@ -325,9 +338,9 @@ class _Session:
     def _earlier(self, call: Call) -> Iterator[tuple[str, Trace]]:
         """Yield runs whose values may linger."""
         for other in self.calls[-2:]:
-            trace = other.clean
-            if trace is not None and not _same_prompt(other, call):
-                yield f"an earlier call ({other.situation.name})", trace
+            if not _same_prompt(other, call):
+                for trace in computed_by(other):
+                    yield f"an earlier call ({other.situation.name})", trace
 
     # -- all together ------------------------------------------------------------------
 
@@ -340,8 +353,9 @@ class _Session:
             key = (one.rule.code, *(one.places if claim else ()))
             once.setdefault(key, one)
         kept = list(once.values())
-        if any(f.rule.name == "grows" for f in kept):
-            kept = [f for f in kept if f.rule.name not in ("keys-vary", "wrong-count")]
+        causes = {f.rule.name for f in kept} & _SAYS_TOO.keys()
+        said = {name for cause in causes for name in _SAYS_TOO[cause]}
+        kept = [f for f in kept if f.rule.name not in said]
         return sorted(kept, key=lambda f: (_ORDER[f.severity], f.rule.code))
 
     def _changed_later(self) -> Iterator[Finding]:
@@ -357,9 +371,7 @@ class _Session:
             yield finding("overwritten", words, places=changed, run="later calls")
         again = [c for c in self.calls if c is not main and _same_prompt(c, main)]
         for call in again:
-            other = _digests(call)
-            varied = [n for n, d in self._digests.items() if other.get(n, d) != d]
-            varied = [n for n in varied if n not in self._wrong_at_first]
+            varied = list(self._varied(main, call))
             if varied and not call.error and not call.situation.raises:
                 words = (
                     f"`{varied[0]}` is another tensor when the same prompt runs again"
@@ -367,6 +379,16 @@ class _Session:
                 yield finding(
                     "not-repeatable", words, places=varied, run=call.situation.name
                 )
+
+    def _varied(self, main: Call, again: Call) -> Iterator[str]:
+        """Yield names whose tensors differ by more than rounding between two calls."""
+        now = _digests(again)
+        for name, before in self._digests.items():
+            if name in self._wrong_at_first or now.get(name, before) == before:
+                continue
+            first, second = main.returned.tensors[name], again.returned.tensors[name]
+            if not alike(first, second):
+                yield name
 
     def environment(self) -> Environment:
         """Return what the calls ran on."""
@@ -400,6 +422,7 @@ def _told(one: Judgement) -> Judged:
         one.sentence,
         tuple(one.tensor.shape),
         str(one.tensor.dtype).removeprefix("torch."),
+        one.by,
     )
 
 

@@ -214,8 +214,23 @@ def _facts(report: AuditReport) -> Table:
             f"{env.device}, {env.threads} threads",
         ),
     ]
+    rows.append(("judged", _judges(report.tensors)))
     if report.ignored:
         rows.append(("ignored", f"{_count(report.ignored, 'finding')}, on request"))
     if report.seconds is not None:
         rows.append(("time", f"{report.seconds:.3g} s"))
     return listed([(label, words) for label, words in rows if words])
+
+
+def _judges(tensors: Sequence[Judged]) -> str:
+    """Say what captures were judged by, if recon did not see them taken."""
+    counts = Counter(str(tensor.by) for tensor in tensors if tensor.claim)
+    words = {
+        "certify": "by certify, from the captures that the model makes them of",
+        "run": "by the model's own run",
+    }
+    return ", ".join(
+        f"{_count(counts[by], 'tensor')} {said}"
+        for by, said in words.items()
+        if counts[by]
+    )

@@ -220,6 +220,11 @@ class JudgedFields(_Strict):
     sentence: Foreign = Field(description="What it is.")
     shape: list[int] = Field(description="Its shape.")
     dtype: str = Field(description="Its dtype, float32 for one.")
+    by: Literal["", "certify", "run"] = Field(
+        description="What a capture was judged by where recon did not see it taken: "
+        "certify, by the captures that the model makes it of, with a proven bound; "
+        "run, by the model's own run. Else empty."
+    )
 
 
 class AuditFields(_Strict):
@@ -428,6 +433,7 @@ def _judged(tensor: Judged) -> JudgedFields:
         sentence=tensor.sentence,
         shape=list(tensor.shape),
         dtype=_dtype(tensor.dtype),
+        by=tensor.by,
     )
 
 

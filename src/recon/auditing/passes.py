@@ -1,0 +1,153 @@
+"""Do two passes of a model agree, and if not, from where on and in which rows?
+
+Never bit by bit: the same numbers come out with other last bits where a cache lays k
+out differently, another kernel runs, or other rows share the batch. What two passes
+differ by is held against rounding; whether an *edit* lies between two sites is asked of
+one pass alone, whose local identity fails there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from recon import gpt2
+from recon.auditing.near import allowance, apart
+from recon.certify import check as certified
+from recon.errors import CaptureError
+from recon.facts import Identity
+from recon.sites import Site
+from recon.trace import Trace
+
+# A gap up to this size may be rounding that grew through many blocks; then the local
+# identity decides. What is edited on purpose moves values by more.
+_GROWN = 1e-3
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+def alike(found: Tensor, known: Tensor) -> bool:
+    """Whether two tensors are equal, or differ as rounding of one step lets them."""
+    if found.shape != known.shape or found.dtype != known.dtype:
+        return False
+    return torch.equal(found, known) or apart(known, found) <= allowance(known.dtype)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN in the same places."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or not bool(changed_values(one, other).any())
+
+
+def changed_values(one: Tensor, other: Tensor) -> Tensor:
+    """Return where two tensors differ; NaN equals NaN here."""
+    return (one != other) & ~(one.isnan() & other.isnan())
+
+
+def same_inputs(trace: Trace, clean: Trace) -> bool:
+    """Whether two passes looked up the same tokens and positions."""
+    ours, theirs = trace.facts.ids, clean.facts.ids
+    return all(
+        place in theirs and torch.equal(ours[place], theirs[place]) for place in ours
+    )
+
+
+def first_changed(trace: Trace, clean: Trace) -> Site | None:
+    """Return the first site at which a pass computes something else than ``clean``."""
+    for place, tensor in trace.tensors.items():
+        known = clean.tensors.get(place)
+        if known is None or alike(tensor, known):
+            continue
+        # Generation asks for the logits of the last token only.
+        if place.part == "logits" and known.shape != tensor.shape:
+            continue
+        if not _grown(trace, place, tensor, known):
+            return place
+    return None
+
+
+def _grown(trace: Trace, place: Site, found: Tensor, known: Tensor) -> bool:
+    """Whether a gap is rounding of earlier sites, carried on by a correct step."""
+    if found.shape != known.shape or apart(known, found) > _GROWN:
+        return False
+    identity = _identity(trace, place)
+    return identity is not None and certified(trace, identity).passed
+
+
+def _identity(trace: Trace, place: Site) -> Identity | None:
+    return next((i for i in gpt2.identities(trace) if i.site == place), None)
+
+
+def rows_changed(trace: Trace, clean: Trace, place: Site) -> list[int]:
+    """Return the rows of the batch in which a pass was changed at a site.
+
+    Those in which its own local identity fails; where that holds in all rows (a mask or
+    a weight was changed, say) those that are off from ``clean``.
+    """
+    found = trace.tensors[place]
+    expected = (_predicted(trace, place), clean.tensors[place])
+    rows = (_rows_apart(found, one) for one in expected if one is not None)
+    return next((some for some in rows if some), [])
+
+
+@torch.no_grad()
+def _predicted(trace: Trace, place: Site) -> Tensor | None:
+    identity = _identity(trace, place)
+    if identity is None or identity.dropout:
+        return None
+    try:
+        inputs = [trace[one] for one in identity.inputs] + list(identity.extra)
+        with trace.arithmetic():
+            expected: Tensor = identity.op(*inputs)
+    except (CaptureError, RuntimeError, ValueError, IndexError):
+        return None
+    return expected
+
+
+def _rows_apart(found: Tensor, expected: Tensor) -> list[int]:
+    if found.shape != expected.shape:
+        return []
+    size = float(expected.double().square().mean().sqrt())
+    gaps = (found.double() - expected.double()).abs().flatten(1).amax(1)
+    allowed = allowance(found.dtype) * size
+    return [row for row, gap in enumerate(gaps.tolist()) if not gap <= allowed]
+
+
+def replayed(
+    trace: Trace, clean: Trace, earlier: Iterable[tuple[str, Trace]]
+) -> tuple[Site, str] | None:
+    """Say at which site a pass returned what an earlier one had, and which one."""
+    last = list(trace.tensors)[-1]
+    mine = trace.tensors[last]
+    if last in clean.tensors and alike(mine, clean.tensors[last]):
+        return None
+    for run, other in earlier:
+        held = other.tensors.get(last)
+        if held is None or same_inputs(other, clean):
+            continue
+        if alike(mine, held):
+            return last, run
+    return None
+
+
+def rounded_to(found: Tensor, known: Tensor) -> torch.dtype | None:
+    """Return the narrower dtype that every value was rounded to, which were not so."""
+    for narrow in _NARROW:
+        if torch.finfo(found.dtype).bits <= torch.finfo(narrow).bits:
+            continue
+        near = apart(known, found) <= 4 * torch.finfo(narrow).eps * _peak(known)
+        if near and _fits(found, narrow) and not _fits(known, narrow):
+            return narrow
+    return None
+
+
+def _peak(tensor: Tensor) -> float:
+    """Return the largest element over the root mean square."""
+    size = float(tensor.double().square().mean().sqrt())
+    return float(tensor.abs().max()) / size if size else 0.0
+
+
+def _fits(tensor: Tensor, narrow: torch.dtype) -> bool:
+    return bool((tensor.to(narrow).to(tensor.dtype) == tensor).all())

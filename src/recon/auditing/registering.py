@@ -1,0 +1,50 @@
+"""Which hooks does code register, and which of them by entering a context manager?
+
+Those promise to be gone when the context is left, also by an exception.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass
+class Registered:
+    """Torch's numbers of the hooks that were made, and of those made on entering."""
+
+    keys: set[int] = field(default_factory=set)
+    managed: set[int] = field(default_factory=set)
+
+
+@contextmanager
+def registrations() -> Iterator[Registered]:
+    """Note every hook that is registered in the block, in any thread."""
+    seen = Registered()
+    original = RemovableHandle.__init__
+
+    def noting(self: RemovableHandle, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        seen.keys.add(self.id)
+        if _entering(sys._getframe(1)):
+            seen.managed.add(self.id)
+
+    RemovableHandle.__init__ = noting  # type: ignore[method-assign]  # put back below
+    try:
+        yield seen
+    finally:
+        RemovableHandle.__init__ = original  # type: ignore[method-assign]
+
+
+def _entering(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_globals.get("__name__") != __name__:
+        if frame.f_code.co_name in ("__enter__", "__aenter__"):
+            return True
+        frame = frame.f_back
+    return False
