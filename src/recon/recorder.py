@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from operator import index
 from types import FrameType, TracebackType
@@ -69,48 +68,55 @@ class Options:
         return ", ".join(change for change in changes if change)
 
 
+# What one firing of a hook left: the number of its tap, what was seen at its input and
+# output, and what its note said.
+Call: TypeAlias = tuple[int, Any, Any, Any]
+
+
 @dataclass(eq=False, slots=True)
 class _Pass:
     """One forward pass while it is being recorded.
 
-    ``calls`` is one list for all taps, (number of the tap, what it saw): a hook touches
-    as little as it can. ``fired`` counts the calls that were let go already.
+    ``calls`` is one list for all taps, and hooks touch nothing but ``take``, which adds
+    to it. ``fired`` are the taps whose calls were let go already.
     """
 
     run: int
     thread: int
     start: Any
-    calls: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
-    fired: Counter[int] = field(default_factory=Counter)
+    frame: FrameType | None
+    detach: bool
+    calls: list[Call] = field(default_factory=list)
+    take: Callable[[Call], None] = lambda call: None
+    fired: tuple[int, ...] = ()
     consumer: Consumer | None = None
     carried: dict[Site, Tensor] = field(default_factory=dict)
-    notes: dict[str, list[Any]] = field(default_factory=dict)
     end: Any = None
     running: bool = True
     failure: str | None = None
     positions: tuple[int, ...] | None = None
     charged: dict[int, int] = field(default_factory=dict)
-    frame: FrameType | None = None
-    detach: bool = True
+
+    def __post_init__(self) -> None:
+        # Bound to the list, not to the pass: a cycle would outlive its last use.
+        append = self.calls.append
+        self.take = partial(_take_detached, append) if self.detach else append
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.carried.values()
-        for _, call in self.calls:
-            yield from _tensors_in(call)
-        # Masks and the contents of caches are kept alive, too.
-        for said in self.notes.values():
-            yield from _tensors_in(said)
+        # Masks and the contents of caches, which notes hold, are kept alive, too.
+        yield from _tensors_in([call[1:] for call in self.calls])
 
-    def by_tap(self, taps: int) -> list[list[tuple[Any, ...]]]:
+    def by_tap(self, taps: int) -> list[list[Call]]:
         """Sort the calls by tap, each in the order in which they came."""
-        sorted_calls: list[list[tuple[Any, ...]]] = [[] for _ in range(taps)]
-        for place, call in self.calls:
-            sorted_calls[place].append(call)
+        sorted_calls: list[list[Call]] = [[] for _ in range(taps)]
+        for call in self.calls:
+            sorted_calls[call[0]].append(call)
         return sorted_calls
 
     def has_called(self, place: int) -> bool:
         """Whether a tap fired before in this pass."""
-        return place in self.fired or any(place == other for other, _ in self.calls)
+        return place in self.fired or any(place == call[0] for call in self.calls)
 
     @property
     def under_way(self) -> bool:
@@ -120,15 +126,24 @@ class _Pass:
     def stop(self, failure: str | None = None) -> None:
         """Close the pass; what no consumer will take any more is let go."""
         self.running, self.frame, self.failure = False, None, failure
+        self.take = _ignore
         if failure is not None and self.consumer is not None:
             self.let_go()
 
     def let_go(self) -> None:
         """Drop all tensors, and keep count of what fired."""
         self.carried = {}
-        self.notes.clear()
-        self.fired.update(place for place, _ in self.calls)
+        self.fired += tuple(call[0] for call in self.calls)
         self.calls.clear()
+
+
+def _ignore(call: Call) -> None:
+    """Take nothing: the pass was closed while another thread still ran it."""
+
+
+def _take_detached(append: Callable[[Call], None], call: Call) -> None:
+    place, before, output, said = call
+    append((place, _detached(before), _detached(output), said))
 
 
 class _Identity(threading.local):
@@ -186,8 +201,8 @@ class Recorder:
         self._depth = max(tap.completes or 0 for tap in self._taps) + 1
         self._passes: list[_Pass] = []
         self._built: dict[int, Trace] = {}
-        self._count = 0
-        self._hooks: ExitStack | None = None
+        self._runs = count()
+        self._hooks: list[RemovableHandle] | None = None
         self._lock = threading.Lock()
 
     # -- life ------------------------------------------------------------------
@@ -197,20 +212,26 @@ class Recorder:
             raise UsageError(
                 "this recorder is on already; leave it before entering again"
             )
-        with ExitStack() as hooks:
-            root = self._plan.root
-            _add(hooks, root.register_forward_pre_hook(self._begin, with_kwargs=True))
-            # Made here, not kept: some refer to the recorder, and memory would not come
-            # back before Python's collector finds the cycle.
-            for place, tap in enumerate(self._taps):
-                listener = self._listener(place, tap)
-                _add(
-                    hooks,
-                    tap.module.register_forward_hook(listener, with_kwargs=True),
-                )
-            _add(hooks, root.register_forward_hook(self._end, always_call=True))
-            self._hooks = hooks.pop_all()
+        hooks: list[RemovableHandle] = []
+        try:
+            for handle in self._register():
+                hooks.append(handle)
+        except BaseException:
+            _remove(hooks)
+            raise
+        self._hooks = hooks
         return self
+
+    def _register(self) -> Iterator[RemovableHandle]:
+        root = self._plan.root
+        yield root.register_forward_pre_hook(self._begin, with_kwargs=True)
+        # Made here, not kept: some refer to the recorder, and memory would not come
+        # back before Python's collector finds the cycle.
+        listener = self._raw_listener if self._raw else self._listener
+        for place, tap in enumerate(self._taps):
+            hook = listener(place, tap)
+            yield tap.module.register_forward_hook(hook, with_kwargs=True)
+        yield root.register_forward_hook(self._end, always_call=True)
 
     def __exit__(
         self,
@@ -219,8 +240,7 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            hooks.close()
+        _remove(hooks or [])
         for one in self._passes:
             if one.running:
                 one.stop(kind.__name__ if kind else "interrupted")
@@ -237,13 +257,14 @@ class Recorder:
         self._settle()
         mine = self._threads
         one = _Pass(
-            run=self._next_run(),
+            run=next(self._runs),
             thread=_IDENTITY.number,
             start=self._plan.begin(args, kwargs),
             frame=sys._getframe(1),
             detach=torch.is_grad_enabled() and not self._options.grad,
         )
-        one.consumer = None if self._consumer is None else self._consumer(one.run)
+        if self._consumer is not None:
+            one.consumer = self._consumer(one.run)
         if self._options.keep == "last" and not mine.stack:
             self._forget(one.thread)
         with self._lock:
@@ -277,11 +298,6 @@ class Recorder:
                 one.stop("interrupted")
         mine.current = mine.stack[-1] if mine.stack else None
 
-    def _next_run(self) -> int:
-        with self._lock:
-            self._count += 1
-            return self._count - 1
-
     def _forget(self, thread: int) -> None:
         with self._lock:
             gone = [p for p in self._passes if p.thread == thread]
@@ -293,8 +309,6 @@ class Recorder:
 
     def _listener(self, place: int, tap: Tap) -> Callable[..., None]:
         threads, note, path = self._threads, tap.note, tap.path
-        if self._raw:
-            return self._raw_listener(place, tap)
         keepers = {s: self._keeper(s, port) for s, port in (*tap.reads, *tap.again)}
         charged = self._options.budget is not None
 
@@ -314,12 +328,10 @@ class Recorder:
             for seen, port in reads:
                 tensor = _look(port, args, kwargs, output)
                 kept.append(None if tensor is None else keepers[seen](one, tensor))
-            one.calls.append((place, tuple(kept)))
-            if note is not None:
-                said = note(module, args, kwargs, output)
-                for tensor in _tensors_in(said) if charged else ():
-                    self._charge(path, one, tensor)
-                one.notes.setdefault(path, []).append(said)
+            said = None if note is None else note(module, args, kwargs, output)
+            for tensor in _tensors_in(said) if charged else ():
+                self._charge(path, one, tensor)
+            one.calls.append((place, tuple(kept), None, said))
 
         if tap.completes is None or self._consumer is None:
             return listen
@@ -337,8 +349,11 @@ class Recorder:
         return listen_and_pass_on
 
     def _raw_listener(self, place: int, tap: Tap) -> Callable[..., None]:
-        """Keep first argument and output as they are, and do nothing else."""
-        threads, note, path = self._threads, tap.note, tap.path
+        """Keep first argument and output as they are, and do nothing else.
+
+        A model calls this some hundred times in a pass, so each step counts.
+        """
+        threads, note = self._threads, tap.note
         with_input = any(port == "input" for _, port in tap.reads)
 
         def listen(
@@ -348,18 +363,10 @@ class Recorder:
             output: Any,
         ) -> None:
             one = threads.current
-            if one is None or not one.running:
-                return
-            before = None
-            if with_input:
-                before = args[0] if args else next(iter(kwargs.values()), None)
-            if one.detach:
-                before, output = _detached(one, before), _all_detached(output)
-            one.calls.append((place, (before, output)))
-            if note is not None:
-                said = note(module, args, kwargs, output)
-                if said is not None:
-                    one.notes.setdefault(path, []).append(said)
+            if one is not None:
+                before = _first(args, kwargs) if with_input else None
+                said = None if note is None else note(module, args, kwargs, output)
+                one.take((place, before, output, said))
 
         return listen
 
@@ -371,9 +378,9 @@ class Recorder:
         carried: dict[Site, Tensor] = {}
         if place is not None and one.calls:
             # The tap that completes a stage is the last one that fired.
-            _, call = one.calls[-1]
+            _, kept, _, _ = one.calls[-1]
             for (seen, port), tensor in zip(
-                self._taps[place].reads, call, strict=False
+                self._taps[place].reads, kept, strict=False
             ):
                 if port == "output" and tensor is not None:
                     carried[seen] = tensor
@@ -384,7 +391,7 @@ class Recorder:
         """Return what turns a tensor of the run into the one to keep."""
         options = self._options
         if options.by_reference:
-            return _as_is if options.grad else _detached
+            return lambda one, t: t if options.grad else t.detach()
         whole = options.positions is None or seen.part == "cross.kv"
         axis = 2 if port == "weights" else 1
 
@@ -477,28 +484,26 @@ class Recorder:
 
     def _assemble(self, one: _Pass, stage: int | None = None) -> Trace:
         tensors: dict[Site, Tensor] = dict(one.carried)
+        notes: dict[str, list[Any]] = {}
         never, repeated = [], []
         sorted_calls = one.by_tap(len(self._taps))
         for place, (tap, calls) in enumerate(
             zip(self._taps, sorted_calls, strict=True)
         ):
-            fired = one.fired[place] + len(calls)
+            fired = one.fired.count(place) + len(calls)
             if not fired and tap.required:
                 never.append(tap.path)
             meanings = (tap.reads, tap.again)[tap.spared(one.start) :]
             if fired > (len(meanings) if tap.again else 1):
                 repeated.append(f"{tap.path} fired {fired} times")
             for reads, call in zip(meanings, calls, strict=False):
-                seen = _at_ports(reads, *call) if self._raw else call
-                tensors |= {
-                    s: self._plan.present(s, t)
-                    for (s, _), t in zip(reads, seen, strict=False)
-                    if isinstance(t, Tensor)
-                }
+                tensors |= self._read(reads, call)
+            if said := [call[3] for call in calls if call[3] is not None]:
+                notes[tap.path] = said
         return Trace(
             run=one.run,
             tensors=dict(sorted(tensors.items())),
-            facts=self._plan.facts(one.start, one.end, one.notes, stage),
+            facts=self._plan.facts(one.start, one.end, notes, stage),
             wanted=self._wanted,
             positions=one.positions,
             altered=self._options.altered,
@@ -507,6 +512,15 @@ class Recorder:
             failure="still running" if one.running else one.failure,
             thread=one.thread,
         )
+
+    def _read(self, reads: tuple[Read, ...], call: Call) -> Mapping[Site, Tensor]:
+        _, before, output, _ = call
+        seen = _at_ports(reads, before, output) if self._raw else before
+        return {
+            s: self._plan.present(s, t)
+            for (s, _), t in zip(reads, seen, strict=False)
+            if isinstance(t, Tensor)
+        }
 
     def __repr__(self) -> str:
         state = "on" if self._hooks is not None else "off"
@@ -558,8 +572,13 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield from _tensors_in(one)
 
 
-def _add(hooks: ExitStack, handle: RemovableHandle) -> None:
-    hooks.callback(handle.remove)
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for handle in hooks:
+        handle.remove()
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def _look(
@@ -567,7 +586,7 @@ def _look(
 ) -> Tensor | None:
     """Return the tensor at a port; a tuple's first element is the output proper."""
     if port == "input":
-        value = args[0] if args else next(iter(kwargs.values()), None)
+        value = _first(args, kwargs)
     else:
         several = output if isinstance(output, tuple) else (output,)
         value = (*several, None)[0 if port == "output" else 1]
@@ -585,18 +604,10 @@ def _on_call_stack(frame: FrameType | None) -> bool:
     return here is not None
 
 
-def _as_is(one: _Pass, tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _detached(one: _Pass, tensor: Any) -> Any:
-    return tensor.detach() if getattr(tensor, "requires_grad", False) else tensor
-
-
-def _all_detached(output: Any) -> Any:
-    if isinstance(output, tuple):
-        return tuple(map(_all_detached, output))
-    return output.detach() if getattr(output, "requires_grad", False) else output
+def _detached(seen: Any) -> Any:
+    if isinstance(seen, tuple):
+        return tuple(map(_detached, seen))
+    return seen.detach() if getattr(seen, "requires_grad", False) else seen
 
 
 def _as_positions(asked: Positions | None) -> tuple[int, ...] | slice | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import chain, repeat
-from operator import attrgetter
+from itertools import chain
+from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -126,8 +126,8 @@ def _can_autocast(kind: str) -> bool:
 
 
 Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
-# Weight and bias of a module.
-Held: TypeAlias = tuple[Tensor | None, Tensor | None]
+# The parameters of a module by name, weight and bias among them.
+Held: TypeAlias = Mapping[str, Tensor | None]
 # A weight by name, and how often it was edited and where it lay when the pass ended.
 Counted: TypeAlias = tuple[str, Tensor, tuple[int, int] | None]
 
@@ -144,14 +144,10 @@ class End:
     training: bool
 
 
-def weights(owners: Sequence[dict[str, Any]]) -> list[Held]:
-    """Return weight and bias of each module as they are now, by reference."""
-    # map, because each pass does this while the caches hold something else.
-    kept = (
-        map(dict.get, owners, repeat("weight")),
-        map(dict.get, owners, repeat("bias")),
-    )
-    return list(zip(*kept, strict=True))
+def weights(owners: Iterable[dict[str, Any]]) -> list[Held]:
+    """Return the parameters of each module as they are now, by reference."""
+    # map and dict.copy, because each pass does this with cold caches.
+    return list(map(dict.copy, owners))
 
 
 def versions(held: Iterable[Held]) -> list[tuple[int, int]]:
@@ -159,7 +155,8 @@ def versions(held: Iterable[Held]) -> list[tuple[int, int]]:
 
     Nothing where torch does not count.
     """
-    tensors = [t for t in chain.from_iterable(held) if t is not None]
+    every = chain.from_iterable(map(_values, held))
+    tensors = [tensor for tensor in every if tensor is not None]
     lie = map(Tensor.data_ptr, tensors)
     try:
         return list(zip(map(_edits, tensors), lie, strict=True))
@@ -168,6 +165,7 @@ def versions(held: Iterable[Held]) -> list[tuple[int, int]]:
 
 
 _edits = attrgetter("_version")
+_values = methodcaller("values")
 
 
 def facts(
@@ -222,7 +220,7 @@ def _makers(
     for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
         counted_here = [
             (f"{path}.{name}", tensor, next(edits, None))
-            for name, tensor in zip(("weight", "bias"), held, strict=True)
+            for name, tensor in held.items()
             if tensor is not None
         ]
         if stage is not None and place.stage(parts.body.config.n_layer) != stage:
@@ -304,7 +302,7 @@ def _maker(
     notes: Mapping[str, list[Any]],
 ) -> dict[Site, Maker]:
     """Return the ops that a module makes; Unsupported for a class we do not know."""
-    weight, bias = held
+    weight, bias = held.get("weight"), held.get("bias")
     if isinstance(module, nn.Embedding) and weight is not None:
         calls = [weight, *notes.get(path, [])][1:]
         again = [place, Site("token_type")]
