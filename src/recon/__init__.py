@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recon.differences import diff as diff
     from recon.errors import BudgetError as BudgetError
     from recon.errors import CaptureError as CaptureError
+    from recon.errors import LeakError as LeakError
     from recon.errors import ReconciliationError as ReconciliationError
     from recon.errors import ReconError as ReconError
     from recon.errors import UnknownSiteError as UnknownSiteError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from recon.ledger import reconstruct as reconstruct
     from recon.loading import load_trace as load_trace
     from recon.models import load_model as load_model
+    from recon.profiling.results import Profile as Profile
+    from recon.profiling.session import profile as profile
     from recon.recorder import Recorder as Recorder
     from recon.results import Report as Report
     from recon.sites import Site as Site
@@ -50,6 +53,7 @@ _HOME = {
     "Check": "compare",
     "BudgetError": "errors",
     "CaptureError": "errors",
+    "LeakError": "errors",
     "ReconError": "errors",
     "ReconciliationError": "errors",
     "UnknownSiteError": "errors",
@@ -61,6 +65,8 @@ _HOME = {
     "reconstruct": "ledger",
     "load_model": "models",
     "load_trace": "loading",
+    "Profile": "profiling.results",
+    "profile": "profiling.session",
     "Recorder": "recorder",
     "Site": "sites",
     "site": "sites",

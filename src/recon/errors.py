@@ -52,6 +52,14 @@ class BudgetError(CaptureError):
         )
 
 
+class LeakError(ReconError, AssertionError):
+    """Memory or hooks of a capture stayed; says what, and who holds it."""
+
+    def __init__(self, findings: Sequence[str]) -> None:
+        self.findings = tuple(findings)
+        super().__init__(f"{len(findings)} leaks:\n" + "\n".join(findings))
+
+
 class ReconciliationError(ReconError, AssertionError):
     """Captures and model do not agree; names every failing site."""
 

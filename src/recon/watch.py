@@ -12,6 +12,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,6 +241,22 @@ def _write(tensor: Tensor, values: Tensor) -> None:
         tensor.data.copy_(values)
     else:
         tensor.data = values.clone()
+
+
+@contextmanager
+def hooks_put_back(model: nn.Module) -> Iterator[None]:
+    """Put the hooks of a model's modules back as they were, and nothing else."""
+    tables = [
+        (table, dict(table))
+        for module in model.modules()
+        for name in _HOOKS
+        if (table := getattr(module, name, None)) is not None
+    ]
+    try:
+        yield
+    finally:
+        for table, kept in tables:
+            _refill(table, kept, keep=_by_transformers)
 
 
 def _refill(

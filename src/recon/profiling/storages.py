@@ -25,7 +25,6 @@ class StorageLog(TorchDispatchMode):
         self._live: dict[int, tuple[weakref.ref[UntypedStorage], int]] = {}
         self.live_bytes = 0
         self.peak_bytes = 0
-        self.grad_mode: bool | None = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
