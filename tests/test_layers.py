@@ -14,7 +14,8 @@ LAYERS = (
     "__init__  __main__",
     "cli  pytest_plugin",
     "report",
-    "auditing  baseline",
+    "baseline",
+    "auditing",
     "profiling",
     "differences",
     "verification  capturing  inputs  target  watch",
@@ -28,7 +29,7 @@ LAYERS = (
     "saving",
     "facts",
     "ops",
-    "sites",
+    "sites  files",
     "errors",
 )
 # Needed by type checkers alone, and not run: (who, whom).

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from recon.auditing.findings import Finding as Finding
     from recon.auditing.session import audit as audit
     from recon.auditing.session import audit_captures as audit_captures
+    from recon.baseline.checking import accept_baseline as accept_baseline
+    from recon.baseline.checking import check_baseline as check_baseline
+    from recon.baseline.checking import record_baseline as record_baseline
+    from recon.baseline.document import Baseline as Baseline
+    from recon.baseline.findings import BaselineError as BaselineError
+    from recon.baseline.findings import BaselineReport as BaselineReport
     from recon.capturing import capture as capture
     from recon.compare import Check as Check
     from recon.differences import Difference as Difference
@@ -49,6 +55,12 @@ _HOME = {
     "AuditError": "auditing.findings",
     "AuditReport": "auditing.findings",
     "Finding": "auditing.findings",
+    "accept_baseline": "baseline.checking",
+    "check_baseline": "baseline.checking",
+    "record_baseline": "baseline.checking",
+    "Baseline": "baseline.document",
+    "BaselineError": "baseline.findings",
+    "BaselineReport": "baseline.findings",
     "capture": "capturing",
     "Check": "compare",
     "BudgetError": "errors",

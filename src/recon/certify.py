@@ -101,6 +101,33 @@ def _checked(trace: Trace, identity: Identity, form: Form) -> Check:
         return replace(blank, reason=f"cannot be recomputed from its inputs: {words}")
 
 
+@torch.no_grad()
+def bounds(
+    trace: Trace, identity: Identity, form: Form = "deterministic"
+) -> Tensor | None:
+    """Return how far each element of one site may stray; float64, the site's shape.
+
+    Rows that may attend to no key have the bound 0: they are nobody's to judge. None
+    where nothing can be bounded; ``check`` says why.
+    """
+    if unknown(identity, trace.facts.environment):
+        return None
+    inputs = [trace[place] for place in identity.inputs] + list(identity.extra)
+    found = trace.captured(identity.site)
+    arithmetic = of(trace.facts.environment, found.dtype, form)
+    rule = _RULES.get(type(identity.op))
+    pieces = (
+        _stored(identity.op(*inputs), arithmetic)
+        if rule is None
+        else rule(identity.op, inputs, found, arithmetic)
+    )
+    allowed = torch.zeros_like(found, dtype=torch.float64)
+    for place, bounded in pieces:
+        allowed[place] = bounded.error
+    idle = _idle(identity, inputs)
+    return allowed if idle is None else allowed.masked_fill(idle[..., None], 0.0)
+
+
 def of(environment: Environment, store: torch.dtype, form: Form) -> Arithmetic:
     """Return the arithmetic of a site: it stores in the dtype that was captured."""
     return Arithmetic(store, form, environment.product_rounding)
@@ -136,12 +163,13 @@ def _moved(
     same = strict and value.shape == found.shape and torch.equal(value, found)
     if same and found.numel():
         return _exact(found, blank)
+    return judge(_stored(value, arithmetic), found, identity, [], blank)
+
+
+def _stored(value: Tensor, arithmetic: Arithmetic) -> Iterator[Piece]:
     exact = Arithmetic(value.dtype, arithmetic.form)
-    pieces = (
-        (place, exact.exact(value[place]).to(arithmetic))
-        for place in _places(value.shape)
-    )
-    return judge(pieces, found, identity, [], blank)
+    for place in _places(value.shape):
+        yield place, exact.exact(value[place]).to(arithmetic)
 
 
 def _exact(found: Tensor, blank: Check) -> Check:

@@ -20,6 +20,7 @@ from recon.checks import DEFAULT, Level, Levels, trace_checks, undisturbed
 from recon.errors import ReconError, UnsupportedError, UsageError
 from recon.gpt2 import Reference
 from recon.ledger import require_whole
+from recon.plan import Plan
 from recon.recorder import Options, Recorder
 from recon.results import Report, report
 from recon.rounding import Form
@@ -91,6 +92,22 @@ def record(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> 
     with torch.no_grad(), recorder:
         _run(gpt2.sparing, model, inputs)
     return recorder.trace
+
+
+def record_and_return(
+    model: nn.Module, plan: Plan, inputs: Mapping[str, Any]
+) -> tuple[Trace, Reference]:
+    """Run the model once, hooked as ``plan`` says; return the trace and what it gave.
+
+    Hidden states are asked for. The generators are left as they were; hooks that
+    transformers adds meanwhile stay (see ``gpt2.hooks_of_its_own``). Raises as
+    ``verify`` does.
+    """
+    gpt2.require_inputs(model, inputs)
+    recorder = Recorder(plan, Options())
+    with torch.no_grad(), _same_randomness(model), recorder:
+        returned = _run(gpt2.reference, model, inputs)
+    return recorder.trace, returned
 
 
 def warm_up(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from recon import __version__
-from recon.cli import audit, diff, ending, explain, sites, verify
+from recon.cli import audit, baseline, diff, ending, explain, sites, verify
 
 app = typer.Typer(
     name="recon",
@@ -37,6 +37,7 @@ app.command(
     "diff",
     epilog="Example: recon diff gpt2@attn=eager gpt2@attn=sdpa,dtype=bfloat16",
 )(diff.command)
+app.add_typer(baseline.app, name="baseline")
 app.command(
     "sites", epilog="Example: recon sites random:tiny --site 'h.*.attn.{q,k,v}'"
 )(sites.command)

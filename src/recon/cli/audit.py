@@ -160,7 +160,7 @@ def command(
     if text is not None and input_ids is not None:
         raise UsageError("give one of --text and --input-ids")
     outputs = {"--json": json, "--junit": junit, "--sarif": sarif}
-    _require_writable(outputs)
+    streams.require_distinct(outputs)
     wanted = Wanted(
         claims=_claims(claim or [], claims),
         names=names.value,
@@ -180,18 +180,6 @@ def command(
 
 
 # -- what was asked for --------------------------------------------------------
-
-
-def _require_writable(outputs: Mapping[str, str | None]) -> None:
-    """Raise UsageError where two formats would go to one place, or one to nowhere."""
-    taken: dict[str, str] = {}
-    for option, place in outputs.items():
-        streams.require_writable(place, option)
-        if place is not None and taken.setdefault(place, option) != option:
-            raise UsageError(
-                f"{taken[place]} and {option} both write to {place}; give each a file "
-                "of its own"
-            )
 
 
 def _effort(quick: bool, thorough: bool) -> Effort:

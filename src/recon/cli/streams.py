@@ -6,11 +6,13 @@ rich is imported when there is something to show, for the sake of a quick ``--he
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recon.cli.ending import drop_stdout
 from recon.errors import UsageError
+from recon.files import replace_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -63,6 +65,21 @@ def require_writable(target: str | None, option: str = "--json") -> None:
         raise UsageError(f"{option} {path}: there is no directory {path.parent}")
 
 
+def require_distinct(outputs: Mapping[str, str | None]) -> None:
+    """Raise UsageError where two formats would go to one place, or one to nowhere.
+
+    ``outputs`` are targets by option.
+    """
+    taken: dict[str, str] = {}
+    for option, place in outputs.items():
+        require_writable(place, option)
+        if place is not None and taken.setdefault(place, option) != option:
+            raise UsageError(
+                f"{taken[place]} and {option} both write to {place}; give each a file "
+                "of its own"
+            )
+
+
 def write(text: str, target: str, option: str = "--json") -> None:
     """Write to stdout (``-``) or to a file, which is replaced whole or not at all.
 
@@ -75,21 +92,8 @@ def write(text: str, target: str, option: str = "--json") -> None:
             drop_stdout()
         return
     try:
-        _replace(Path(target).resolve(), text)
+        replace_text(Path(target).resolve(), text)
     except OSError as error:
         raise UsageError(
             f"{option} {target}: cannot be written: {error.strerror}"
         ) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    if path.exists() and not path.is_file():
-        # A device or a pipe, /dev/stderr for one, is written to, never replaced.
-        path.write_text(text, encoding="utf-8")
-        return
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

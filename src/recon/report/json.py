@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from recon import __version__
+from recon.baseline.document import Baseline, Setting
 from recon.report.foreign import encodable, plain
 from recon.report.rules import gravest_first, page
 
 if TYPE_CHECKING:
     from recon.auditing.findings import AuditReport, Finding, Judged
     from recon.auditing.rules import Rule
+    from recon.baseline.findings import BaselineReport
     from recon.compare import Check
     from recon.differences import Difference
     from recon.facts import Environment
@@ -269,12 +271,66 @@ class RulesFields(_Strict):
     rules: list[RuleFields] = Field(description="In the order of their codes.")
 
 
+class MovedFields(_Strict):
+    """One site that is not bit-equal to the baseline's."""
+
+    site: str = Field(description="The site.")
+    kind: Literal["rounding", "follows", "weights", "changed", "unproven"] = Field(
+        description="How it moved: rounding began here, it follows from what moved "
+        "before, its weights differ, it changed, or its rounding is not proven."
+    )
+    distance: Number = Field(
+        description='Estimated length of the difference over that of the tensor; "inf" '
+        "where they cannot be compared."
+    )
+    ratio: Number | None = Field(
+        description="Difference of the projections over what rounding allows; null "
+        "where the inputs moved."
+    )
+    why: str = Field(description="Why it is of that kind.")
+
+
+class BaselineFindingFields(_Strict):
+    """One thing that the gate does not let pass."""
+
+    code: str = Field(description="The rule's code: RB101.")
+    name: str = Field(description="The rule's name: site-changed.")
+    message: str = Field(description="What was found, in a sentence.")
+    places: list[str] = Field(description="Sites, weights or hooks, the first first.")
+    mend: str = Field(description="What to do.")
+
+
+class BaselineCheckFields(_Strict):
+    """What ``recon baseline check --json`` writes."""
+
+    schema_version: Literal["1"] = Field(description="Version of this schema.")
+    verdict: Literal["equal", "rounding", "changed"] = Field(
+        description="equal and rounding pass; changed if there is any finding."
+    )
+    recon: str = Field(description="Version of recon.")
+    file: Foreign = Field(description="The baseline, as it was asked for.")
+    model: Foreign = Field(description="The model as it was asked for.")
+    conclusion: str = Field(description="What moved, in a sentence.")
+    then: Setting = Field(description="Where and with what it was recorded.")
+    now: Setting = Field(description="Where and with what it was checked.")
+    equal: int = Field(description="Sites that are bit-equal.")
+    moved: list[MovedFields] = Field(
+        description="Other sites, in order of computation."
+    )
+    findings: list[BaselineFindingFields] = Field(
+        description="First changed site first; what concerns no site comes last."
+    )
+    notes: list[str] = Field(description="What else is new, and lets the gate pass.")
+
+
 DOCUMENTS: dict[str, type[BaseModel]] = {
     "verify": Verification,
     "sites": Sites,
     "diff": DifferenceFields,
     "audit": AuditFields,
     "explain": RulesFields,
+    "baseline": Baseline,
+    "baseline-check": BaselineCheckFields,
 }
 
 
@@ -349,6 +405,44 @@ def audit_text(report: AuditReport) -> str:
             runs=list(report.runs),
             findings=list(_findings(report)),
             tensors=[_judged(tensor) for tensor in report.tensors],
+        )
+    )
+
+
+def baseline_text(report: BaselineReport) -> str:
+    """Return a check of a baseline as JSON."""
+    return _document(
+        BaselineCheckFields(
+            schema_version="1",
+            verdict=report.verdict,
+            recon=__version__,
+            file=report.file,
+            model=report.now.model.name,
+            conclusion=report.conclusion(),
+            then=report.then.environment,
+            now=report.now.environment,
+            equal=report.equal,
+            moved=[
+                MovedFields(
+                    site=one.site,
+                    kind=one.kind,
+                    distance=_number(one.distance) or 0.0,
+                    ratio=_number(one.ratio),
+                    why=one.why,
+                )
+                for one in report.moved
+            ],
+            findings=[
+                BaselineFindingFields(
+                    code=one.rule.code,
+                    name=one.rule.name,
+                    message=one.message,
+                    places=list(one.places),
+                    mend=one.rule.mend,
+                )
+                for one in report.findings
+            ],
+            notes=list(report.notes),
         )
     )
 

@@ -1,10 +1,11 @@
-"""An audit as SARIF 2.1.0, which editors and code hosts show beside the code."""
+"""SARIF 2.1.0, which editors and code hosts show beside the code."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from recon.report.rules import gravest_first, page
 if TYPE_CHECKING:
     from recon.auditing.findings import AuditReport, Finding
     from recon.auditing.rules import Rule
+    from recon.baseline.findings import BaselineReport
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/"
@@ -24,34 +26,51 @@ SCHEMA = (
 )
 
 
-def sarif_text(report: AuditReport) -> str:
-    """Return an audit as SARIF: one result a finding, at the audited function."""
-    findings = gravest_first(report.findings)
-    rules = list({finding.rule.code: finding.rule for finding in findings}.values())
+@dataclass(frozen=True)
+class Result:
+    """One finding: its rule, what it says, and where: a line, and names in the file.
+
+    ``names`` pairs each name with the site that it stands for, or an empty string.
+    """
+
+    rule: Rule
+    level: str
+    message: str
+    line: int
+    names: Sequence[tuple[str, str]]
+    properties: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class About:
+    """What all results are about: the target, in its file, and more for programs."""
+
+    target: str
+    file: str
+    properties: Mapping[str, Any]
+
+
+def document(about: About, results: Sequence[Result], pages: Mapping[str, str]) -> str:
+    """Return results as SARIF; ``pages`` explains each rule, by code."""
+    rules = list({result.rule.code: result.rule for result in results}.values())
     run = {
         "tool": {
             "driver": {
                 "name": "recon",
                 "version": __version__,
-                "rules": [_rule(rule) for rule in rules],
+                "rules": [_rule(rule, pages[rule.code]) for rule in rules],
             }
         },
         "invocations": [{"executionSuccessful": True}],
-        "results": [_result(report, finding, rules) for finding in findings],
+        "results": [_result(about, result, rules) for result in results],
         "columnKind": "unicodeCodePoints",
-        "properties": {
-            "target": encodable(report.target),
-            "model": encodable(report.model),
-            "verdict": report.verdict,
-            "counted": tally(report),
-        },
+        "properties": dict(about.properties),
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def _rule(rule: Rule) -> dict[str, Any]:
-    text = page(rule)
+def _rule(rule: Rule, text: str) -> dict[str, Any]:
     return {
         "id": rule.code,
         "name": rule.name,
@@ -61,34 +80,16 @@ def _rule(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _result(
-    report: AuditReport, finding: Finding, rules: Sequence[Rule]
-) -> dict[str, Any]:
-    location = _location(report, finding)
-    properties: dict[str, Any] = {
-        "run": encodable(finding.run),
-        "evidence": {
-            encodable(name): plain(value) for name, value in finding.evidence.items()
-        },
-    }
-    if finding.traceback:
-        properties["traceback"] = encodable(finding.traceback)
+def _result(about: About, result: Result, rules: Sequence[Rule]) -> dict[str, Any]:
+    location = _location(about, result)
     return {
-        "ruleId": finding.rule.code,
-        "ruleIndex": rules.index(finding.rule),
-        "level": finding.severity,
-        "message": {"text": _literal(_message(finding))},
+        "ruleId": result.rule.code,
+        "ruleIndex": rules.index(result.rule),
+        "level": result.level,
+        "message": {"text": _literal(result.message)},
         "locations": [location] if location else [],
-        "properties": properties,
+        "properties": dict(result.properties),
     }
-
-
-def _message(finding: Finding) -> str:
-    parts = [visible(finding.message)]
-    if finding.places:
-        parts.append(f"At {abbreviated(finding.places, 'places')}")
-    parts.append(visible(finding.mend or finding.rule.mend))
-    return " ".join(part if part.endswith(".") else f"{part}." for part in parts)
 
 
 def _literal(text: str) -> str:
@@ -97,12 +98,16 @@ def _literal(text: str) -> str:
     return text.replace("[", "\\[") if "](" in text else text
 
 
-def _location(report: AuditReport, finding: Finding) -> dict[str, Any]:
-    """Say where: the function in its file, and in it the names that are concerned."""
+def _sentences(*parts: str) -> str:
+    return " ".join(p if p.endswith(".") else f"{p}." for p in parts if p)
+
+
+def _location(about: About, result: Result) -> dict[str, Any]:
+    """Say where: the line in its file, and in it the names that are concerned."""
     location: dict[str, Any] = {}
-    if report.file:
-        location["physicalLocation"] = _physical(report.file, report.line)
-    named = [_logical(report, place, site) for place, site in _pairs(finding)]
+    if about.file:
+        location["physicalLocation"] = _physical(about.file, result.line)
+    named = [_logical(about, name, site) for name, site in result.names]
     if named:
         location["logicalLocations"] = named
     return location
@@ -125,17 +130,90 @@ def _bytes(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
+def _logical(about: About, place: str, site: str) -> dict[str, Any]:
+    logical: dict[str, Any] = {
+        "name": encodable(place),
+        "fullyQualifiedName": encodable(f"{about.target}:{place}"),
+    }
+    if site:
+        logical["properties"] = {"site": encodable(site)}
+    return logical
+
+
+# -- audits --------------------------------------------------------------------
+
+
+def sarif_text(report: AuditReport) -> str:
+    """Return an audit as SARIF: one result a finding, at the audited function."""
+    findings = gravest_first(report.findings)
+    about = About(
+        target=report.target,
+        file=report.file,
+        properties={
+            "target": encodable(report.target),
+            "model": encodable(report.model),
+            "verdict": report.verdict,
+            "counted": tally(report),
+        },
+    )
+    pages = {finding.rule.code: page(finding.rule) for finding in findings}
+    return document(about, [_of_audit(report, f) for f in findings], pages)
+
+
+def _of_audit(report: AuditReport, finding: Finding) -> Result:
+    properties: dict[str, Any] = {
+        "run": encodable(finding.run),
+        "evidence": {
+            encodable(name): plain(value) for name, value in finding.evidence.items()
+        },
+    }
+    if finding.traceback:
+        properties["traceback"] = encodable(finding.traceback)
+    places = abbreviated(finding.places, "places") if finding.places else ""
+    return Result(
+        rule=finding.rule,
+        level=finding.severity,
+        message=_sentences(
+            visible(finding.message),
+            f"At {places}" if places else "",
+            visible(finding.mend or finding.rule.mend),
+        ),
+        line=report.line,
+        names=_pairs(finding),
+        properties=properties,
+    )
+
+
 def _pairs(finding: Finding) -> list[tuple[str, str]]:
     """Pair each place with the site that it promises, each pair once."""
     sites = finding.sites or [""] * len(finding.places)
     return list(dict.fromkeys(zip(finding.places, sites, strict=True)))
 
 
-def _logical(report: AuditReport, place: str, site: str) -> dict[str, Any]:
-    logical: dict[str, Any] = {
-        "name": encodable(place),
-        "fullyQualifiedName": encodable(f"{report.target}:{place}"),
-    }
-    if site:
-        logical["properties"] = {"site": encodable(site)}
-    return logical
+# -- baselines -----------------------------------------------------------------
+
+
+def baseline_sarif_text(report: BaselineReport, lines: Mapping[str, int]) -> str:
+    """Return a check of a baseline as SARIF, each result at its line in the file."""
+    about = About(
+        target=report.file,
+        file=report.file,
+        properties={
+            "target": encodable(report.file),
+            "model": encodable(report.now.model.name),
+            "verdict": report.verdict,
+        },
+    )
+    results = [
+        Result(
+            rule=one.rule,
+            level=one.rule.severity,
+            message=_sentences(visible(one.message), one.rule.mend),
+            line=next((lines[p] for p in one.places if p in lines), 1),
+            names=[(place, "") for place in one.places],
+            properties={"places": len(one.places)},
+        )
+        for one in report.findings
+    ]
+    pages = {f.rule.code: f"{f.rule.meaning}\n\n{f.rule.mend}" for f in report.findings}
+    return document(about, results, pages)
