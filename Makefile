@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test test-fast property-deep bench tables lint format model clean
+.PHONY: help verify test test-fast test-browser property-deep bench tables lint format model clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,11 @@ test: $(INSTALLED) ## set up, then run every test, property tests with profile c
 
 test-fast: $(INSTALLED) ## only tests/, the exact and fast ones
 	$(BIN)/pytest tests
+
+test-browser: $(INSTALLED) ## install a browser if need be, and test the HTML reports in it
+	$(BIN)/python -m pip install -q -r requirements-browser.txt
+	command -v chromium > /dev/null || apt-get install -y -q chromium
+	$(BIN)/pytest tests/browser
 
 property-deep: $(INSTALLED) ## only property_tests/, with profile deep
 	RECON_PROFILE=deep $(BIN)/pytest property_tests

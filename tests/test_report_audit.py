@@ -10,13 +10,11 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-import torch
 from junitparser import JUnitXml
 from rich.console import Console
 
 from recon.auditing.findings import AuditReport, Finding, Judged
 from recon.auditing.rules import RULES, rule
-from recon.facts import Environment
 from recon.report.audit import (
     LONG_NAME,
     MANY_PLACES,
@@ -28,21 +26,10 @@ from recon.report.foreign import encodable, visible
 from recon.report.json import audit_text, rules_text, schema_text
 from recon.report.junit import junit_text
 from recon.report.sarif import sarif_text
+from tests.made_up import ENVIRONMENT
 
 SARIF_SCHEMA = json.loads(
     (Path(__file__).parent / "data" / "sarif-2.1.0.schema.json").read_text("utf-8")
-)
-ENVIRONMENT = Environment(
-    architecture="GPT2LMHeadModel",
-    torch="2.13.0",
-    transformers="5.23.0",
-    device="cpu",
-    dtype=torch.float32,
-    autocast=None,
-    attention="sdpa",
-    training=False,
-    grad=False,
-    threads=2,
 )
 HOSTILE = {
     "markup": "[red]x[/red] [link=http://x]y",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from recon import __version__
-from recon.cli import audit, baseline, diff, ending, explain, sites, verify
+from recon.cli import audit, baseline, diff, ending, explain, sites, streams, verify
 
 app = typer.Typer(
     name="recon",
@@ -75,6 +75,7 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 reconciled, 1 diverged, 2 bad usage or input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    streams.ARGUMENTS.set(given)
 
     def command() -> Any:
         return app(given, prog_name="recon", standalone_mode=False)

@@ -18,6 +18,7 @@ from recon.cli.ending import CLEAN, FINDINGS, Traceback
 from recon.cli.options import (
     Attention,
     Device,
+    Html,
     InputIds,
     Json,
     ModelOption,
@@ -148,6 +149,7 @@ def command(
     sarif: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="Write SARIF 2.1.0.")
     ] = None,
+    html: Html = None,
     traceback: Traceback = False,
 ) -> None:
     """Judge code that captures activations: is each tensor what its name says?
@@ -159,7 +161,7 @@ def command(
     """
     if text is not None and input_ids is not None:
         raise UsageError("give one of --text and --input-ids")
-    outputs = {"--json": json, "--junit": junit, "--sarif": sarif}
+    outputs = {"--json": json, "--junit": junit, "--sarif": sarif, "--html": html}
     streams.require_distinct(outputs)
     wanted = Wanted(
         claims=_claims(claim or [], claims),
@@ -322,14 +324,23 @@ def _progress() -> Iterator[Tell]:
 
 def _show(report: AuditReport, outputs: Mapping[str, str | None]) -> None:
     from recon.report.audit import render
-    from recon.report.json import audit_text
-    from recon.report.junit import junit_text
-    from recon.report.sarif import sarif_text
 
     if "-" not in outputs.values():
         console = streams.output()
         streams.show(console, render(report, console=console))
-    texts = {"--json": audit_text, "--junit": junit_text, "--sarif": sarif_text}
     for option, place in outputs.items():
         if place is not None:
-            streams.write(texts[option](report), place, option)
+            streams.write(_text(report, option), place, option)
+
+
+def _text(report: AuditReport, option: str) -> str:
+    """Return the report in the format that an option asks for."""
+    from recon.report.html import audit_html
+    from recon.report.json import audit_text
+    from recon.report.junit import junit_text
+    from recon.report.sarif import sarif_text
+
+    if option == "--html":
+        return audit_html(report, again=streams.command_line())
+    texts = {"--json": audit_text, "--junit": junit_text, "--sarif": sarif_text}
+    return texts[option](report)

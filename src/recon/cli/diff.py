@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,12 @@ import typer
 
 from recon.cli import streams
 from recon.cli.ending import DIVERGED, RECONCILED, Traceback
-from recon.cli.options import Bound, InputIds, Json, Text
+from recon.cli.options import Bound, Html, InputIds, Json, Text
 from recon.cli.starting import silence_libraries
 from recon.errors import UsageError
 
 if TYPE_CHECKING:
+    from recon.differences import Difference
     from recon.models import Loaded
     from recon.trace import Trace
 
@@ -65,6 +67,7 @@ def command(
         Bound, typer.Option(help="Form of the error bounds.")
     ] = Bound.deterministic,
     json: Json = None,
+    html: Html = None,
     traceback: Traceback = False,
 ) -> None:
     """Say where two runs part, how the difference grows, and whether each is right.
@@ -72,24 +75,34 @@ def command(
     Exit codes: 0 equal or rounding, 1 diverged or unverified, 2 bad usage or input.
     """
     specs = Spec.parse(first), Spec.parse(second)
-    streams.require_writable(json)
+    outputs = {"--json": json, "--html": html}
+    streams.require_distinct(outputs)
     silence_libraries()
     from recon.differences import diff
 
     traces = [_trace(spec, model, text, input_ids) for spec in specs]
     with streams.progress().status("certifying both runs"):
         found = diff(traces[0], traces[1], names=(first, second), bound=bound.value)
-    if json != "-":
+    _show(found, outputs)
+    right = found.verdict in ("equal", "rounding")
+    raise typer.Exit(RECONCILED if right else DIVERGED)
+
+
+def _show(found: Difference, outputs: Mapping[str, str | None]) -> None:
+    if "-" not in outputs.values():
         from recon.report.difference import render
 
         console = streams.output()
         streams.show(console, render(found, console=console))
-    if json is not None:
+    if (place := outputs["--json"]) is not None:
         from recon.report.json import difference_text
 
-        streams.write(difference_text(found), json)
-    right = found.verdict in ("equal", "rounding")
-    raise typer.Exit(RECONCILED if right else DIVERGED)
+        streams.write(difference_text(found), place)
+    if (place := outputs["--html"]) is not None:
+        from recon.report.html import difference_html
+
+        text = difference_html(found, again=streams.command_line())
+        streams.write(text, place, "--html")
 
 
 def _trace(

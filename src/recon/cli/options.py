@@ -61,3 +61,7 @@ Json: TypeAlias = Annotated[
     str | None,
     typer.Option(metavar="FILE|-", help="Write JSON to a file too, or to stdout only."),
 ]
+Html: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Write a report for a browser, in one file."),
+]

@@ -6,7 +6,10 @@ rich is imported when there is something to show, for the sake of a quick ``--he
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,13 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PLAIN_WIDTH = 100
+ARGUMENTS: ContextVar[Sequence[str] | None] = ContextVar("ARGUMENTS", default=None)
+
+
+def command_line() -> str:
+    """Return the command that is running, to be typed again in a shell."""
+    given = ARGUMENTS.get()
+    return shlex.join(["recon", *(sys.argv[1:] if given is None else given)])
 
 
 def output() -> Console:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ from recon.cli.options import (
     Attention,
     Bound,
     Device,
+    Html,
     InputIds,
     Json,
     ModelArgument,
@@ -101,6 +102,7 @@ def command(
     ] = 0,
     device: Device = "cpu",
     json: Json = None,
+    html: Html = None,
     traceback: Traceback = False,
 ) -> None:
     """Run a model, rebuild its hidden states from captures, check every identity.
@@ -109,7 +111,8 @@ def command(
     """
     if sum(given is not None for given in (text, input_ids, prompts)) > 1:
         raise UsageError("give one of --text, --input-ids and --prompts")
-    streams.require_writable(json)
+    outputs = {"--json": json, "--html": html}
+    streams.require_distinct(outputs)
     silence_libraries()
     loaded = load(model, dtype=dtype, attn=attn, device=device, seed=seed)
     batches = _batches(loaded, text, input_ids, prompts, seed)
@@ -117,7 +120,7 @@ def command(
         _train(loaded, seed)
     report = _verify(loaded, batches, How(level, bound, stream))
     source = batches[0].source if len(batches) == 1 else str(prompts)
-    _show(report, loaded.name, source, json)
+    _show(report, loaded.name, source, outputs)
     raise typer.Exit(RECONCILED if report.verdict == "reconciled" else DIVERGED)
 
 
@@ -182,14 +185,22 @@ def _verify_one(loaded: Loaded, batch: Batch, how: How, *, warm: bool) -> Report
         raise UsageError(f"{batch.source}: {error}") from error
 
 
-def _show(report: Report, model: str, source: str, json: str | None) -> None:
-    if json != "-":
+def _show(
+    report: Report, model: str, source: str, outputs: Mapping[str, str | None]
+) -> None:
+    if "-" not in outputs.values():
         from recon.report.terminal import render
 
         console = streams.output()
         page = render(report, model=model, source=source, console=console)
         streams.show(console, page)
-    if json is not None:
+    if (place := outputs["--json"]) is not None:
         from recon.report.json import verification_text
 
-        streams.write(verification_text(report, model=model, source=source), json)
+        streams.write(verification_text(report, model=model, source=source), place)
+    if (place := outputs["--html"]) is not None:
+        from recon.report.html import verification_html
+
+        again = streams.command_line()
+        text = verification_html(report, model=model, source=source, again=again)
+        streams.write(text, place, "--html")

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from recon.report.foreign import visible, visible_lines
 from recon.report.rules import COLOUR, SEVERITIES, gravest_first
-from recon.report.terminal import listed, short
+from recon.report.terminal import listed
+from recon.report.words import arithmetic, installed
 
 if TYPE_CHECKING:
     from recon.auditing.findings import AuditReport, Finding, Judged
@@ -35,7 +36,7 @@ def render(report: AuditReport, *, console: Console) -> RenderableType:
         parts += [Text(""), *_finding(finding, dots)]
     if report.tensors:
         parts += [Text(""), *_tensors(report.tensors, dots)]
-    parts += [Text(""), _facts(report)]
+    parts += [Text(""), listed(circumstances(report))]
     return Group(*parts)
 
 
@@ -56,8 +57,17 @@ def _clipped(name: str, dots: str) -> str:
 
 
 def _verdict(report: AuditReport) -> Text:
-    words = f": {tally(report)}; {_standing(report.tensors)}"
-    return Text.assemble((report.verdict.upper(), _VERDICT[report.verdict]), words)
+    verdict, words = verdict_words(report)
+    return Text.assemble((verdict, _VERDICT[report.verdict]), f": {words}")
+
+
+def verdict_words(report: AuditReport) -> tuple[str, str]:
+    """Return the verdict, and in words what was found and how many tensors are right.
+
+    The words hold no string of the audited code.
+    """
+    words = f"{tally(report)}; {_standing(report.tensors)}"
+    return report.verdict.upper(), words
 
 
 def tally(report: AuditReport) -> str:
@@ -200,26 +210,22 @@ def _starred(row: _Row) -> tuple[str, str, str]:
 # -- circumstances -------------------------------------------------------------
 
 
-def _facts(report: AuditReport) -> Table:
+def circumstances(report: AuditReport) -> list[tuple[str, str]]:
+    """Return what was audited, on what and how, as names with values to print."""
     env = report.environment
-    cast = "" if env.autocast is None else f", autocast to {short(env.autocast)}"
     rows = [
         ("target", visible(report.target)),
         ("model", f"{visible(report.model)} ({env.architecture})"),
-        ("run", f"{short(env.dtype)}{cast}, {env.attention} attention"),
+        ("run", arithmetic(env)),
         ("runs", ", ".join(map(visible, report.runs))),
-        (
-            "environment",
-            f"torch {env.torch}, transformers {env.transformers}, "
-            f"{env.device}, {env.threads} threads",
-        ),
+        ("environment", installed(env)),
     ]
     rows.append(("judged", _judges(report.tensors)))
     if report.ignored:
         rows.append(("ignored", f"{_count(report.ignored, 'finding')}, on request"))
     if report.seconds is not None:
         rows.append(("time", f"{report.seconds:.3g} s"))
-    return listed([(label, words) for label, words in rows if words])
+    return [(label, words) for label, words in rows if words]
 
 
 def _judges(tensors: Sequence[Judged]) -> str:

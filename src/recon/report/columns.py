@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from recon.compare import Check
 from recon.errors import UnknownSiteError
@@ -120,13 +121,18 @@ def cells(
     """Return the columns' names and, for each block, the worst check in each."""
     rows = [list(checks) for checks in blocks]
     names = list(dict.fromkeys(grouping.get(n, n) for n in columns(rows)))
-    table = [list(_cells_of(checks, names, grouping)) for checks in rows]
+    table = [
+        [worst(cell) for cell in cells_of(checks, names, grouping)] for checks in rows
+    ]
     return names, table
 
 
-def _cells_of(
-    checks: list[Check], names: list[str], grouping: Mapping[str, str]
-) -> Iterator[Check | None]:
+def cells_of(
+    checks: Sequence[Check],
+    names: Sequence[str],
+    grouping: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[list[Check]]:
+    """Yield a block's checks column by column."""
     groups = [grouping.get(column(check), column(check)) for check in checks]
     for name in names:
-        yield worst(c for c, g in zip(checks, groups, strict=True) if g == name)
+        yield [c for c, g in zip(checks, groups, strict=True) if g == name]

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from recon.compare import Check, Verdict
 from recon.report.columns import GROUPINGS, Placed, cells, header, place, worst
+from recon.report.words import circumstances, facts, verdict_words, word
 
 if TYPE_CHECKING:
     from recon.results import Report
@@ -25,7 +26,6 @@ _COLOUR: dict[Verdict, str] = {
     "missing": "bold red",
     "unverified": "bold yellow",
 }
-_LONG_COUNT = 10_000
 _LABEL = "block"
 
 
@@ -52,17 +52,8 @@ class Style:
         if check is None:
             return Text("")
         exact = f"{self.tick} {self.word}".strip()
-        words = exact if check.verdict == "exact" else _word(check)
+        words = exact if check.verdict == "exact" else word(check)
         return Text(words, style=_COLOUR[check.verdict])
-
-
-def _word(check: Check) -> str:
-    if check.verdict == "rounding" and check.bound_ratio is not None:
-        return f"{check.bound_ratio:.2g}"
-    if check.verdict == "rounding" and check.max_ulp is not None:
-        count = check.max_ulp
-        return f"{count} ulp" if count < _LONG_COUNT else f"{count:.0e} ulp"
-    return check.verdict if check.passed else check.verdict.upper()
 
 
 def render(
@@ -74,7 +65,7 @@ def render(
     parts: list[RenderableType] = [_header(report, model, source)]
     if any(placed.blocks):
         parts += [Text(""), *_table(placed, style, console.width)]
-    parts += [Text(""), _facts(report, placed, style)]
+    parts += [Text(""), listed(facts(report))]
     parts += _findings(report)
     parts += [Text(""), _verdict(report)]
     return Group(*parts)
@@ -84,28 +75,7 @@ def render(
 
 
 def _header(report: Report, model: str, source: str) -> Table:
-    env = report.environment
-    mode = "train mode, dropout on" if env.training else "eval mode"
-    cast = "" if env.autocast is None else f", autocast to {short(env.autocast)}"
-    size = f"{report.shape[0]} x {report.shape[1]} tokens" if report.shape else ""
-    blocks = "1 block" if report.depth == 1 else f"{report.depth} blocks"
-    return listed(
-        [
-            ("model", f"{model} ({env.architecture}, {blocks})"),
-            ("inputs", ": ".join(filter(None, (source, size)))),
-            ("run", f"{short(env.dtype)}{cast}, {env.attention} attention, {mode}"),
-            (
-                "environment",
-                f"torch {env.torch}, transformers {env.transformers}, "
-                f"{env.device}, {env.threads} threads",
-            ),
-        ]
-    )
-
-
-def short(dtype: object) -> str:
-    """Name a dtype without ``torch.``."""
-    return str(dtype).removeprefix("torch.")
+    return listed(circumstances(report, model, source))
 
 
 def listed(rows: Sequence[tuple[str, str | Text]]) -> Table:
@@ -188,44 +158,6 @@ class _Draft:
 # -- below the table -----------------------------------------------------------
 
 
-def _facts(report: Report, placed: Placed, style: Style) -> Table:
-    rows: list[tuple[str, str | Text]] = [("hidden states", _states(report))]
-    if report.last_state:
-        rows.append(("", report.last_state))
-    quiet = [check for check in report.checks if check.identity == "undisturbed"]
-    if quiet:
-        what = "capture changed no bit of what the model returns: "
-        rows.append(("undisturbed", Text(what) + style.cell(worst(quiet))))
-    left_out = max((check.excluded for check in report.checks), default=0)
-    if left_out:
-        words = f"{left_out} rows may attend to no key: not part of attention checks"
-        rows.append(("left out", words))
-    if any(check.bound_ratio for check in report.checks):
-        rows.append(("numbers", "largest error over its bound: above 1 is no rounding"))
-    if report.seconds is not None and report.bare_seconds:
-        rows.append(("time", _time(report.seconds, report.bare_seconds)))
-    rows += [("note" if not i else "", note) for i, note in enumerate(report.notes)]
-    return listed(rows)
-
-
-def _states(report: Report) -> str:
-    """Say how many entries of hidden_states the captured pieces reproduce."""
-    if "ledger" not in report.levels:
-        return "not rebuilt (level ledger was not asked for)"
-    checks = [check for check in report.checks if check.identity == "hidden_states"]
-    held, count = sum(check.passed for check in checks), report.depth + 1
-    exact = all(check.verdict == "exact" for check in checks)
-    how = "" if held < count else ", every one exact" if exact else ", up to rounding"
-    return f"{held} of {count} rebuilt from embeddings and updates{how}"
-
-
-def _time(seconds: float, bare: float) -> str:
-    return (
-        f"{seconds:.3g} s for capture and checks, {seconds / bare:.1f} times the bare "
-        f"forward pass ({bare:.3g} s)"
-    )
-
-
 def _findings(report: Report) -> Iterator[RenderableType]:
     failures = report.failures
     if not failures:
@@ -239,16 +171,6 @@ def _findings(report: Report) -> Iterator[RenderableType]:
 
 
 def _verdict(report: Report) -> Text:
-    checks, failures = len(report.checks), report.failures
-    levels = f"({', '.join(report.levels)})"
-    if report.verdict == "reconciled":
-        rounded = sum(check.verdict == "rounding" for check in report.checks)
-        how = f"{rounded} up to rounding" if rounded else "every one exact"
-        return Text.assemble(
-            ("RECONCILED", "bold green"),
-            f": all {checks} checks hold, {how} {levels}",
-        )
-    words = "no check was made"
-    if failures:
-        words = f"{len(failures)} of {checks} checks fail, first {failures[0].site}"
-    return Text.assemble(("DIVERGED", "bold red"), f": {words} {levels}")
+    verdict, words = verdict_words(report)
+    colour = "bold green" if report.verdict == "reconciled" else "bold red"
+    return Text.assemble((verdict, colour), f": {words}")

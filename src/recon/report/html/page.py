@@ -1,0 +1,55 @@
+"""The frame of every page: templates, and the strings that someone else chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TypeAlias
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from recon import __version__
+from recon.report.foreign import visible
+from recon.report.html.grid import MARKS
+
+# Of a long list at most so many are shown at once; the filter looks through all.
+MOST_SHOWN = 200
+Rows: TypeAlias = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What every page says first: the verdict in words, and what it is about.
+
+    ``good`` decides the colour, ``facts`` are names and values, ``again`` is the
+    command that made the report, or empty.
+    """
+
+    title: str
+    verdict: str
+    good: bool
+    words: str
+    facts: Rows
+    again: str = ""
+
+
+@cache
+def _templates() -> Environment:
+    made = Environment(
+        loader=PackageLoader("recon.report.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals |= {"marks": MARKS, "most": MOST_SHOWN}
+    made.filters["dicts"] = lambda details: [asdict(detail) for detail in details]
+    return made
+
+
+def page(template: str, head: Head, **content: object) -> str:
+    """Return a whole page; every string in it is escaped by the template."""
+    text = _templates().get_template(f"{template}.html.j2")
+    again = visible(head.again)
+    return text.render(head=head, again=again, version=__version__, **content)

@@ -1,0 +1,151 @@
+"""A verification as a page: verdict, map of the model, growth of error, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from recon.compare import Check
+from recon.report.columns import cells_of, columns, place, worst
+from recon.report.foreign import visible
+from recon.report.html.chart import Chart, chart
+from recon.report.html.grid import Cell, Detail, Line, Map, Section, drawn
+from recon.report.html.laws import law
+from recon.report.html.page import Head, page
+from recon.report.words import circumstances, facts, verdict_words, word
+
+if TYPE_CHECKING:
+    from recon.results import Report
+
+_ADVICE = {
+    "exact": "Nothing to do: every element is equal.",
+    "rounding": "Nothing to do: the difference lies within what rounding can explain.",
+    "diverged": "What was captured here does not follow from what was captured just "
+    "before it. Look at what touches this place: a hook that returns or edits a value, "
+    "a replaced module, weights changed during the pass, a capture of another run.",
+    "missing": "There is nothing to compare. Was the module replaced, compiled or "
+    "skipped, or was this site left out of the capture?",
+    "unverified": "This is not a pass: an assumption of the check does not hold here. "
+    "The reason is given above.",
+}
+
+
+def verification_html(
+    report: Report, *, model: str, source: str, again: str = ""
+) -> str:
+    """Return a verification as one HTML file; ``again`` is the command that made it."""
+    verdict, words = verdict_words(report)
+    head = Head(
+        title=f"recon verify: {visible(model)}",
+        verdict=verdict,
+        good=report.verdict == "reconciled",
+        words=words,
+        facts=[
+            (name, visible(said)) for name, said in circumstances(report, model, source)
+        ],
+        again=again,
+    )
+    return page(
+        "verification",
+        head,
+        map=_map(report),
+        chart=_growth(report),
+        findings=[(check.describe(), law(check.identity)) for check in report.failures],
+        facts=[(name, visible(said)) for name, said in facts(report)],
+        checks=[_row(check) for check in report.checks],
+    )
+
+
+# -- the map -------------------------------------------------------------------
+
+
+def _map(report: Report) -> Map:
+    placed = place(report.checks, report.depth)
+    names = columns(placed.blocks)
+    lines = [
+        Line(
+            f"h.{number}",
+            tuple(
+                _cell(f"h.{number}", name, found)
+                for name, found in zip(names, cells_of(checks, names), strict=True)
+            ),
+        )
+        for number, checks in enumerate(placed.blocks)
+    ]
+    return drawn(names, lines, _outside(placed.stem), _outside(placed.head))
+
+
+def _outside(checks: Sequence[Check]) -> Iterator[tuple[str, Cell]]:
+    """Yield a cell for each site above or below the blocks."""
+    for name in dict.fromkeys(check.site for check in checks):
+        cell = _cell("", name, [check for check in checks if check.site == name])
+        if cell is not None:
+            yield name, cell
+
+
+def _cell(block: str, name: str, checks: Sequence[Check]) -> Cell | None:
+    gravest = worst(checks)
+    if gravest is None:
+        return None
+    title = f"{block} {name}".strip()
+    return Cell(
+        kind=gravest.verdict,
+        figure=word(gravest) if gravest.verdict == "rounding" else "",
+        label=f"{title}: {gravest.describe()}",
+        detail=Detail(
+            title=title,
+            law="; ".join(
+                filter(None, dict.fromkeys(law(check.identity) for check in checks))
+            ),
+            sections=tuple(_section(check) for check in checks),
+            advice=_ADVICE[gravest.verdict],
+        ),
+    )
+
+
+def _section(check: Check) -> Section:
+    rows = [
+        ("verdict", check.verdict),
+        ("reason", check.reason),
+        ("largest error", _figure(check.max_abs)),
+        ("in ulp", "" if check.max_ulp is None else f"{check.max_ulp:,}"),
+        ("worst element", "" if check.index is None else str(list(check.index))),
+        ("allowed there", _figure(check.allowed)),
+        ("error / bound", _figure(check.bound_ratio)),
+        ("sharpness", _figure(check.sharpness)),
+        ("rows left out", str(check.excluded or "")),
+    ]
+    kept = tuple((name, said) for name, said in rows if said)
+    return Section(f"{check.site}, {check.identity}, level {check.level}", kept)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    return (
+        check.site,
+        check.identity,
+        check.level,
+        check.verdict,
+        _figure(check.max_abs),
+        "" if check.max_ulp is None else str(check.max_ulp),
+        _figure(check.bound_ratio),
+        _figure(check.sharpness),
+        check.reason,
+    )
+
+
+# -- the growth of the error -----------------------------------------------------
+
+
+def _growth(report: Report) -> Chart | None:
+    """Draw the largest error of each block: each check's own, none is carried on."""
+    blocks = place(report.checks, report.depth).blocks
+    values = [
+        (f"h.{number}", max((c.max_abs or 0.0 for c in checks), default=0.0))
+        for number, checks in enumerate(blocks)
+    ]
+    title = "Largest absolute error of any check, by block"
+    return chart(title, values, across="block", up="largest error")

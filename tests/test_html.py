@@ -1,0 +1,270 @@
+"""Reports as HTML: what the page says, and that no foreign string becomes markup."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import recon
+from recon import cli
+from recon.report.html import audit_html, difference_html, verification_html
+from recon.report.html.chart import HEIGHT, chart
+from recon.report.html.grid import MARKS
+from recon.report.html.laws import LAWS
+from tests import made_up
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    "\"' onmouseover='alert(1)",
+    "{{ 7 * 7 }} {% raw %}",
+    "half \ud83d, a\x00b, \u2028, \u202e",
+)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag, **wanted):
+        return [a for t, a in self.tags if t == tag and wanted.items() <= a.items()]
+
+    def cells(self):
+        return [a for a in self.all("button") if "data-detail" in a]
+
+    @property
+    def details(self):
+        (text,) = (t for t in self.text if t.startswith("[{") or t == "[]")
+        return json.loads(text)
+
+
+def verified(report, **more):
+    given = {"model": "random:tiny", "source": "a prompt", **more}
+    return verification_html(report, **given)
+
+
+def pages():
+    yield verified(made_up.verification(3, (1, "z")))
+    yield audit_html(made_up.audit(5), again="recon audit x.py:f")
+
+
+@pytest.fixture(scope="module")
+def real(make_model, make_ids):
+    model = make_model(add_cross_attention=True)
+    ids = make_ids()
+    return recon.verify(
+        model, ids, encoder_hidden_states=torch.randn(3, 5, 32), use_cache=True
+    )
+
+
+def test_the_first_words_are_the_verdict():
+    for text, verdict in zip(pages(), ("DIVERGED", "FINDINGS"), strict=True):
+        body = text[text.index("<body>") :]
+        words = [word.strip() for word in Page(body).text if word.strip()]
+        assert words[:2] == ["✗", verdict]
+    good = verified(replace(made_up.verification(2), checks=()))
+    assert "no check was made" in good
+
+
+def test_the_map_has_a_cell_for_each_identity_and_the_damaged_one_stands_out():
+    page = Page(verified(made_up.verification(3, (1, "z"))))
+    cells = page.cells()
+    assert len(cells) == 3 * len(made_up.COLUMNS) + 2
+    (bad,) = (cell for cell in cells if "diverged" in cell["class"])
+    detail = page.details[int(bad["data-detail"])]
+    assert detail["title"] == "h.1 z"
+    assert detail["law"] == LAWS["z"]
+    assert ["error / bound", "2.5e+05"] in detail["sections"][0]["rows"]
+    assert "hook" in detail["advice"]
+
+
+def test_each_cell_says_its_verdict_without_colour():
+    page = Page(verified(made_up.verification(2, (0, "qkv"))))
+    shown = "".join(page.text)
+    kinds = {cell["class"].split()[-1] for cell in page.cells()}
+    assert kinds == {"exact", "rounding", "diverged", "unverified"}
+    assert all(MARKS[kind] in shown for kind in kinds)
+    assert all(cell["aria-label"] for cell in page.cells())
+
+
+def test_every_identity_of_a_real_run_has_a_law(real):
+    assert {check.identity for check in real.checks} <= LAWS.keys()
+    page = Page(verified(real))
+    assert all(detail["law"] for detail in page.details)
+
+
+def test_the_docs_list_the_same_identities():
+    text = (Path(__file__).parents[1] / "docs" / "verify.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    unnamed = {name for name in LAWS if not name.startswith(("cross_", "resid_cross"))}
+    assert unnamed <= named
+
+
+def test_a_verification_without_errors_draws_nothing_and_says_so():
+    quiet = [c for c in made_up.verification(2).checks if c.verdict == "exact"]
+    report = replace(made_up.verification(2), checks=tuple(quiet))
+    assert "there is nothing to draw" in verified(report)
+    assert "<polyline" not in verified(report)
+    assert "<polyline" in verified(made_up.verification(2))
+
+
+def test_every_finding_of_an_audit_is_told_with_places_evidence_and_a_way_to_mend_it():
+    text = "".join(Page(audit_html(made_up.audit(9))).text)
+    for finding in made_up.audit(9).findings:
+        assert finding.message in text
+        assert f"{finding.rule.code} {finding.rule.name}" in text
+        assert finding.places[0] in text
+    assert "hook the block itself" in text
+    assert "0.25" in text
+    assert "line 1" in text
+
+
+@pytest.mark.parametrize("foreign", HOSTILE)
+def test_no_foreign_string_becomes_markup(foreign):
+    plain = Page(audit_html(made_up.audit(4), again="recon"))
+    text = audit_html(
+        replace(
+            made_up.audit(4, name=foreign.replace("{", "{{").replace("}", "}}") + "{}"),
+            target=foreign,
+            model=foreign,
+        ),
+        again=foreign,
+    )
+    text.encode("utf-8")
+    assert [tag for tag, _ in Page(text).tags] == [tag for tag, _ in plain.tags]
+    asked = Page(verified(made_up.verification(2), model=foreign, source=foreign))
+    usual = Page(verified(made_up.verification(2)))
+    assert [tag for tag, _ in asked.tags] == [tag for tag, _ in usual.tags]
+
+
+def test_the_check_for_markup_would_see_a_string_that_became_one():
+    text = audit_html(made_up.audit(2))
+    hurt = text.replace("hook the block itself", "<img src=x>", 1)
+    assert len(Page(hurt).tags) == len(Page(text).tags) + 1
+
+
+def test_a_page_needs_no_network():
+    for text in pages():
+        page = Page(text)
+        assert not page.all("link")
+        assert not [a for _, a in page.tags if "src" in a or "href" in a]
+        assert "url(" not in text
+        assert "@import" not in text
+        assert "http" not in text
+
+
+def test_48_blocks_and_5000_findings_fit_on_a_page():
+    page = Page(verified(made_up.verification(48)))
+    assert len(page.cells()) == 48 * len(made_up.COLUMNS) + 2
+    text = audit_html(made_up.audit(5000))
+    assert len(Page(text).all("ol")) == 1
+    assert text.count('<li class="card') == 5000
+    assert len(text) < 10_000_000
+
+
+# -- the chart -------------------------------------------------------------------
+
+
+def test_larger_values_are_drawn_higher_and_zero_lies_on_the_floor():
+    drawn = chart("t", [("a", 0.0), ("b", 1e-6), ("c", 1e-3)], across="x", up="y")
+    a, b, c = drawn.points
+    assert a.y > b.y > c.y > 0
+    assert a.y < HEIGHT
+    assert a.x < b.x < c.x
+    assert drawn.y_ticks[-1].label == "0"
+    assert "1e-06" in {tick.label for tick in drawn.y_ticks}
+
+
+def test_nothing_above_zero_is_no_chart():
+    assert chart("t", [("a", 0.0), ("b", float("nan"))], across="x", up="y") is None
+
+
+def test_an_infinite_value_is_drawn_at_the_top():
+    drawn = chart("t", [("a", 1.0), ("b", float("inf"))], across="x", up="y")
+    assert drawn.points[1].y == min(tick.at for tick in drawn.y_ticks)
+
+
+# -- the command line ------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def test_verify_writes_the_page_with_the_command_that_made_it(tmp_path, monkeypatch):
+    target = tmp_path / "a b.html"
+    arguments = ["verify", "random:tiny", "--level", "ledger", "--html", str(target)]
+    monkeypatch.setattr("sys.argv", ["recon", *arguments])
+    assert run(*arguments).exit_code == 0
+    text = target.read_text("utf-8")
+    assert "RECONCILED" in text
+    assert f"recon verify random:tiny --level ledger --html &#39;{target}&#39;" in text
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_diff_writes_the_page(tmp_path):
+    target = tmp_path / "diff.html"
+    ended = run("diff", "random:tiny@attn=eager", "random:tiny", "--html", target)
+    assert ended.exit_code == 0
+    text = target.read_text("utf-8")
+    assert "ROUNDING" in text or "EQUAL" in text
+    assert "h.2.resid_post" in text
+
+
+def test_audit_writes_the_page(tmp_path):
+    code = tmp_path / "hooks.py"
+    code.write_text("def capture(model, input_ids):\n    return {'ln_f': input_ids}\n")
+    target = tmp_path / "audit.html"
+    ended = run(
+        "audit", f"{code}:capture", "--model", "random:tiny", "--quick",
+        "--html", target,
+    )  # fmt: skip
+    assert ended.exit_code == 1
+    assert "FINDINGS" in target.read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", [("verify",), ("diff", "bundled", "bundled")])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    command, tmp_path, capsys
+):
+    for place in (tmp_path, tmp_path / "none" / "x.html"):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*command, "--html", str(place)])
+        assert end.value.code == 2
+        assert "--html" in capsys.readouterr().err
+
+
+def test_two_reports_in_one_place_are_refused(tmp_path, capsys):
+    place = str(tmp_path / "x")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["verify", "--html", place, "--json", place])
+    assert end.value.code == 2
+    assert "both write to" in capsys.readouterr().err
+
+
+def test_a_difference_of_runs_that_part_is_told(make_model, make_ids):
+    from recon.verification import record
+
+    first = record(make_model(), make_ids())
+    other = record(make_model(seed=1), make_ids())
+    text = difference_html(recon.diff(first, other, names=("<a>", "b")))
+    assert "DIVERGED" in text
+    assert "&lt;a&gt;" in text
