@@ -209,11 +209,12 @@ def run(*arguments):
     return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
-def test_verify_writes_the_page_with_the_command_that_made_it(tmp_path, monkeypatch):
+def test_verify_writes_the_page_with_the_command_that_made_it(tmp_path):
     target = tmp_path / "a b.html"
     arguments = ["verify", "random:tiny", "--level", "ledger", "--html", str(target)]
-    monkeypatch.setattr("sys.argv", ["recon", *arguments])
-    assert run(*arguments).exit_code == 0
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 0
     text = target.read_text("utf-8")
     assert "RECONCILED" in text
     assert f"recon verify random:tiny --level ledger --html &#39;{target}&#39;" in text
