@@ -13,11 +13,12 @@ SOURCE = Path(__file__).parent.parent / "src" / "recon"
 LAYERS = (
     "__init__  __main__",
     "cli  pytest_plugin",
+    "describing",
     "report",
     "baseline",
     "auditing",
     "profiling",
-    "differences",
+    "differences  collecting",
     "verification  capturing  inputs  target  watch",
     "streaming",
     "models  loading  checks  results",
@@ -25,11 +26,11 @@ LAYERS = (
     "compare",
     "activations",
     "rounding",
-    "plan  trace",
+    "plan  trace  storage",
     "saving",
     "facts",
     "ops",
-    "sites  files",
+    "sites  files  prompts",
     "errors",
 )
 # Needed by type checkers alone, and not run: (who, whom).

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from recon.baseline.findings import BaselineError as BaselineError
     from recon.baseline.findings import BaselineReport as BaselineReport
     from recon.capturing import capture as capture
+    from recon.collecting import Storing as Storing
+    from recon.collecting import collect as collect
     from recon.compare import Check as Check
     from recon.differences import Difference as Difference
     from recon.differences import diff as diff
@@ -39,10 +41,14 @@ if TYPE_CHECKING:
     from recon.models import load_model as load_model
     from recon.profiling.results import Profile as Profile
     from recon.profiling.session import profile as profile
+    from recon.prompts import Prompts as Prompts
+    from recon.prompts import prompts_of as prompts_of
     from recon.recorder import Recorder as Recorder
     from recon.results import Report as Report
     from recon.sites import Site as Site
     from recon.sites import site as site
+    from recon.storage.captures import Captures as Captures
+    from recon.storage.captures import load_captures as load_captures
     from recon.trace import Trace as Trace
     from recon.verification import verify as verify
     from recon.verification import verify_trace as verify_trace
@@ -62,6 +68,8 @@ _HOME = {
     "BaselineError": "baseline.findings",
     "BaselineReport": "baseline.findings",
     "capture": "capturing",
+    "collect": "collecting",
+    "Storing": "collecting",
     "Check": "compare",
     "BudgetError": "errors",
     "CaptureError": "errors",
@@ -79,9 +87,13 @@ _HOME = {
     "load_trace": "loading",
     "Profile": "profiling.results",
     "profile": "profiling.session",
+    "Prompts": "prompts",
+    "prompts_of": "prompts",
     "Recorder": "recorder",
     "Site": "sites",
     "site": "sites",
+    "Captures": "storage.captures",
+    "load_captures": "storage.captures",
     "Trace": "trace",
     "Report": "results",
     "verify": "verification",

@@ -22,7 +22,8 @@ class UnknownSiteError(UsageError, KeyError):
     """A name that is no site, in any of the accepted vocabularies."""
 
     def __init__(self, name: str, known: Iterable[str] = ()) -> None:
-        near = get_close_matches(name, list(known), n=3, cutoff=0.6)
+        # A name may stand for a site in two vocabularies.
+        near = get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         self.name, self.near = name, near
         self.text = f"unknown site {name!r}{hint} (recon sites lists all of them)"

@@ -90,7 +90,7 @@ def write(
         "digest": digest(pool.tensors[name] for name in sorted(pool.tensors)),
         "header": json.dumps(header),
     }
-    _write_atomically(Path(path), pool.tensors, metadata)
+    write_atomically(Path(path), pool.tensors, metadata)
 
 
 class _Pool:
@@ -164,21 +164,42 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return total.hexdigest()
 
 
-def _write_atomically(
+def write_atomically(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a safetensors file whole or not at all; what is there is replaced.
+
+    It is on the disk, not only in a cache, before it gets its name. Raises UsageError
+    where it cannot be written.
+    """
+    temporary = temporary_name(path)
     try:
         # safetensors makes files that only their owner may read; ours follow the umask.
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
         temporary.chmod(mode)
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes a file before it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 # -- reading -------------------------------------------------------------------

@@ -13,7 +13,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from recon import __version__
-from recon.cli import audit, baseline, diff, ending, explain, sites, streams, verify
+from recon.cli import (
+    audit,
+    baseline,
+    capture,
+    diff,
+    ending,
+    explain,
+    info,
+    sites,
+    streams,
+    verify,
+)
 
 app = typer.Typer(
     name="recon",
@@ -41,6 +52,12 @@ app.add_typer(baseline.app, name="baseline")
 app.command(
     "sites", epilog="Example: recon sites random:tiny --site 'h.*.attn.{q,k,v}'"
 )(sites.command)
+app.command(
+    "capture",
+    epilog="Example: recon capture gpt2 --prompts prompts.txt --sites 'h.*.resid_post'"
+    " --out captures",
+)(capture.command)
+app.command("info", epilog="Example: recon info captures")(info.command)
 
 
 def _print_version(asked: bool) -> None:

@@ -54,6 +54,12 @@ ToDtype: TypeAlias = Annotated[
 Attention: TypeAlias = Annotated[
     Attn | None, typer.Option(help="Attention; default: what the model chooses.")
 ]
+Seed: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**32 - 1, metavar="N", help="For random weights and random ids."
+    ),
+]
 Device: TypeAlias = Annotated[
     str, typer.Option(help="Where to run, as torch names it.")
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -323,6 +323,18 @@ class BaselineCheckFields(_Strict):
     notes: list[str] = Field(description="What else is new, and lets the gate pass.")
 
 
+class InfoFields(_Strict):
+    """What ``recon info --json`` and ``recon capture --json`` write."""
+
+    schema_version: Literal["1"] = Field(description="Version of this schema.")
+    recon: str = Field(description="Version of recon.")
+    path: Foreign = Field(description="The file or directory.")
+    kind: str = Field(description="What it is, in words.")
+    facts: dict[str, str | int | bool | list[str] | None] = Field(
+        description="What is in it, by name."
+    )
+
+
 DOCUMENTS: dict[str, type[BaseModel]] = {
     "verify": Verification,
     "sites": Sites,
@@ -331,6 +343,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "explain": RulesFields,
     "baseline": Baseline,
     "baseline-check": BaselineCheckFields,
+    "info": InfoFields,
 }
 
 
@@ -476,6 +489,25 @@ def vocabulary_text(listing: Vocabulary) -> str:
             ],
         )
     )
+
+
+def description_text(path: str, kind: str, facts: Mapping[str, Any]) -> str:
+    """Return what a file holds as JSON."""
+    return _document(
+        InfoFields(
+            schema_version="1",
+            recon=__version__,
+            path=path,
+            kind=kind,
+            facts={encodable(name): _encodable(fact) for name, fact in facts.items()},
+        )
+    )
+
+
+def _encodable(fact: Any) -> Any:
+    if isinstance(fact, list):
+        return [_encodable(one) for one in fact]
+    return encodable(fact) if isinstance(fact, str) else fact
 
 
 def _environment(report: Report) -> EnvironmentFields:
