@@ -21,6 +21,7 @@ from recon.cli import (
     ending,
     explain,
     info,
+    profile,
     sites,
     streams,
     verify,
@@ -49,6 +50,10 @@ app.command(
     epilog="Example: recon diff gpt2@attn=eager gpt2@attn=sdpa,dtype=bfloat16",
 )(diff.command)
 app.add_typer(baseline.app, name="baseline")
+app.command(
+    "profile",
+    epilog="Example: recon profile random:gpt2 --target hooks.py:capture --plot p.svg",
+)(profile.command)
 app.command(
     "sites", epilog="Example: recon sites random:tiny --site 'h.*.attn.{q,k,v}'"
 )(sites.command)

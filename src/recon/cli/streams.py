@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from recon.cli.ending import drop_stdout
 from recon.errors import UsageError
-from recon.files import replace_text
+from recon.files import replace_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -101,8 +101,13 @@ def write(text: str, target: str, option: str = "--json") -> None:
         except BrokenPipeError:
             drop_stdout()
         return
+    write_bytes(text.encode("utf-8"), target, option)
+
+
+def write_bytes(content: bytes, target: str, option: str) -> None:
+    """Write to a file, which is replaced whole or not at all; raises UsageError."""
     try:
-        replace_text(Path(target).resolve(), text)
+        replace_bytes(Path(target).resolve(), content)
     except OSError as error:
         raise UsageError(
             f"{option} {target}: cannot be written: {error.strerror}"

@@ -17,7 +17,7 @@ from recon.plan import Plan, Tap
 from recon.recorder import Options, Recorder
 from recon.sites import Site
 
-_MODULES = 200
+_MODULES = 100
 _REPEATS = 15
 
 
@@ -102,7 +102,13 @@ class TimedRecorder(Recorder):
         super().__init__(plan, options)
 
     def _listener(self, place: int, tap: Tap) -> Callable[..., None]:
-        inner, spent, path = super()._listener(place, tap), self.spent, tap.path
+        return self._clocked(super()._listener(place, tap), tap.path)
+
+    def _raw_listener(self, place: int, tap: Tap) -> Callable[..., None]:
+        return self._clocked(super()._raw_listener(place, tap), tap.path)
+
+    def _clocked(self, inner: Callable[..., None], path: str) -> Callable[..., None]:
+        spent = self.spent
 
         def clocked(*args: Any) -> None:
             begun = time.perf_counter_ns()

@@ -1,0 +1,200 @@
+"""What a profile found, for people: tables on a terminal, plain in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from recon.report.bytes import by_part
+from recon.report.foreign import visible
+from recon.report.terminal import MAX_SHOWN, listed
+from recon.report.words import short
+
+if TYPE_CHECKING:
+    from recon.profiling.leaks import Slope
+    from recon.profiling.results import Profile
+    from recon.profiling.timing import Ratio
+
+
+def render(
+    profile: Profile, *, model: str, source: str, console: Console
+) -> RenderableType:
+    """Lay a profile out for ``console``."""
+    parts: list[RenderableType] = [_header(profile, model, source), Text("")]
+    parts += [_times(profile), Text(""), *_hooks(profile), _kept(profile), Text("")]
+    parts += [_facts(profile), *_findings(profile), Text(""), _verdict(profile)]
+    return Group(*parts)
+
+
+def _header(profile: Profile, model: str, source: str) -> Table:
+    env = profile.environment
+    mode = "train mode, dropout on" if env.training else "eval mode"
+    size = " x ".join(map(str, profile.shape))
+    return listed(
+        [
+            ("profiled", visible(profile.target)),
+            ("model", f"{model} ({env.architecture}, {profile.depth} blocks)"),
+            ("inputs", f"{source}: {size} tokens"),
+            ("run", f"{short(env.dtype)}, {env.attention} attention, {mode}"),
+            (
+                "environment",
+                f"torch {env.torch}, transformers {env.transformers}, "
+                f"{env.device}, {env.threads} threads",
+            ),
+        ]
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(columns[0], overflow="fold")
+    for name in columns[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _times(profile: Profile) -> Table:
+    table = _table("time", "median", "quartiles", "ratio", "95% interval", "")
+    for one in profile.times:
+        quartiles = " - ".join(f"{q * 1e3:.2f}" for q in one.quartiles)
+        table.add_row(
+            visible(one.name),
+            f"{one.seconds * 1e3:.2f} ms",
+            quartiles,
+            f"{one.ratio:.3f}",
+            f"{one.low:.3f} - {one.high:.3f}",
+            _telling(one, profile),
+        )
+    return table
+
+
+def _telling(one: Ratio, profile: Profile) -> str:
+    first, again = profile.times[:2]
+    if one in (first, again) or one.tells(profile.noise):
+        return ""
+    return "within noise"
+
+
+def _hooks(profile: Profile) -> Iterator[RenderableType]:
+    """Say what hooks cost, dearest first, where they are recon's."""
+    if not profile.taps:
+        return
+    table = _table("hooks on", "firings", "in all")
+    for tap in profile.taps:
+        place = f"{tap.place} ({', '.join(tap.sites)})"
+        table.add_row(place, str(tap.firings), _micro(tap.seconds))
+    yield table
+    yield Text("")
+
+
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us"
+
+
+def _kept(profile: Profile) -> Table:
+    table = _table("kept", "tensors", "bytes held", "needed")
+    for part in by_part(profile.memory.sites):
+        table.add_row(
+            visible(part.name), str(part.count), f"{part.held:,}", f"{part.needed:,}"
+        )
+    return table
+
+
+def _facts(profile: Profile) -> Table:
+    memory, watch = profile.memory, profile.watch
+    rows: list[tuple[str, str | Text]] = [
+        ("noise", _noise(profile)),
+        ("hooks", _per_hook(profile)),
+        (
+            "held",
+            f"{memory.held:,} bytes for {memory.needed:,} needed: "
+            f"{memory.ratio:.2f} times; {memory.elsewhere:,} are no captures "
+            "(a cache, a mask, a graph)",
+        ),
+        (
+            "peak",
+            f"{memory.peak:,} bytes while the pass runs, {memory.peak_bare:,} bare",
+        ),
+        ("graph", f"autograd adds {memory.graph:,} bytes to a pass that is kept"),
+        ("CUDA", _allocator(profile)),
+        ("release", _release(profile)),
+        (
+            "leak watch",
+            f"{len(watch.rounds)} rounds; a round adds {_slope(watch.nbytes)} bytes, "
+            f"{_slope(watch.hooks)} hooks, {_slope(watch.objects)} objects",
+        ),
+    ]
+    rows += [("note" if not i else "", visible(n)) for i, n in enumerate(profile.notes)]
+    return listed(rows)
+
+
+def _noise(profile: Profile) -> str:
+    words = f"the bare pass against itself is off by up to {profile.noise:.1%}"
+    if profile.noisy:
+        return f"this machine is too noisy to tell what capture costs: {words}"
+    return words
+
+
+def _per_hook(profile: Profile) -> str:
+    words = f"{profile.hooks} in one call"
+    hook = profile.hook
+    if hook is None:
+        extra = profile.overhead.seconds - profile.times[0].seconds
+        return f"{words}, which takes {_micro(extra)} more than a bare pass"
+    return (
+        f"{words}; each takes {_micro(hook.register)} to register, "
+        f"{_micro(hook.fire)} to fire and {_micro(hook.remove)} to remove"
+    )
+
+
+def _allocator(profile: Profile) -> str:
+    figures = profile.memory.allocator
+    if figures is None:
+        return profile.memory.allocator_reason
+    return (
+        f"{figures.allocated:,} bytes allocated, {figures.peak:,} at the peak, "
+        f"{figures.reserved:,} reserved"
+    )
+
+
+def _release(profile: Profile) -> str:
+    release = profile.release
+    words = (
+        f"{release.alive} of {release.captured} storages alive when all is let go, "
+        f"{release.nbytes:,} bytes"
+    )
+    if release.resident is None:
+        return words
+    full, empty = (size / 2**20 for size in release.resident)
+    return f"{words} (resident {full:.0f} MiB, then {empty:.0f}, which proves nothing)"
+
+
+def _slope(slope: Slope) -> str:
+    return f"{slope.per_round:,.4g} [{slope.low:,.4g}, {slope.high:,.4g}]"
+
+
+def _findings(profile: Profile) -> Iterable[RenderableType]:
+    if not profile.findings:
+        return
+    yield Text("")
+    yield Text("findings", style="bold")
+    for words in profile.findings[:MAX_SHOWN]:
+        yield Padding(Text(visible(words), overflow="fold"), (0, 0, 0, 2))
+    if len(profile.findings) > MAX_SHOWN:
+        yield Text(f"  and {len(profile.findings) - MAX_SHOWN} more")
+
+
+def _verdict(profile: Profile) -> Text:
+    if profile.verdict == "clean":
+        return Text.assemble(
+            ("CLEAN", "bold green"), ": what was captured came back, and every hook"
+        )
+    count = len(profile.findings)
+    return Text.assemble(
+        ("LEAKS", "bold red"), f": {count} thing{'s' * (count != 1)} stayed"
+    )
