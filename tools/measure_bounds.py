@@ -22,13 +22,16 @@ from recon import gpt2
 from recon.certify import check as certified
 from recon.checks import LEVELS
 from recon.compare import Check
+from recon.facts import Identity
 from recon.models import DTYPES, Loaded
+from recon.ops import Activation, Add, Fused, LayerNorm, Linear, Unembed
 from recon.trace import Trace
 from tests.planted import FAULTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "numerics.md"
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
 TOKENS = 128
+COMPUTED = (Activation, Add, Fused, LayerNorm, Linear, Unembed)
 QUICK = ("bundled", "random:narrow")
 ALL = (*QUICK, "random:gpt2")
 
@@ -61,6 +64,7 @@ def _circumstances() -> str:
 def _model_tables(name: str) -> list[str]:
     tables: dict[str, dict[str, Check]] = {}
     faults: dict[str, dict[str, str]] = defaultdict(dict)
+    smallest: dict[str, dict[str, str]] = defaultdict(dict)
     for dtype in DTYPES:
         for attention in ("eager", "sdpa"):
             print(name, dtype, attention, file=sys.stderr)
@@ -69,6 +73,8 @@ def _model_tables(name: str) -> list[str]:
             if attention == "sdpa":
                 for fault, ratio in _planted(trace):
                     faults[fault][dtype] = ratio
+                for place, size in _smallest_caught(trace):
+                    smallest[place][dtype] = size
     return [
         f"### {name}",
         "",
@@ -79,14 +85,21 @@ def _model_tables(name: str) -> list[str]:
         "Planted faults (in the middle block, eps in the first): error/bound; above 1 "
         "is caught.",
         "",
-        "| fault | " + " | ".join(DTYPES) + " |",
-        "|---|" + "---|" * len(DTYPES),
-        *(
-            f"| {fault} | " + " | ".join(row[dtype] for dtype in DTYPES) + " |"
-            for fault, row in faults.items()
-        ),
+        *_by_dtype("fault", faults),
+        "",
+        "The smallest power of two, times the root mean square of its row, that is caught "
+        "when added to one element in the middle of a site (middle block, sdpa):",
+        "",
+        *_by_dtype("site", smallest),
         "",
     ]
+
+
+def _by_dtype(title: str, rows: dict[str, dict[str, str]]) -> Iterator[str]:
+    yield f"| {title} | " + " | ".join(DTYPES) + " |"
+    yield "|---|" + "---|" * len(DTYPES)
+    for name, row in rows.items():
+        yield f"| {name} | " + " | ".join(row[dtype] for dtype in DTYPES) + " |"
 
 
 def _load(name: str, dtype: str, attention: str) -> Loaded:
@@ -148,6 +161,30 @@ def _identity_table(tables: dict[str, dict[str, Check]]) -> Iterator[str]:
             for table in tables.values()
         ]
         yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _smallest_caught(trace: Trace) -> Iterator[tuple[str, str]]:
+    """Search, for one element of each computed site, the smallest fault that is seen."""
+    layer = trace.facts.depth // 2
+    for identity in gpt2.identities(trace):
+        place = identity.site
+        computed = isinstance(identity.op, COMPUTED) and place in trace.tensors
+        if computed and place.layer in (None, layer):
+            low, high = -60, 10  # the smaller is not caught, the larger is
+            while high - low > 1:
+                middle = (low + high) // 2
+                if _caught(trace, identity, 2.0**middle):
+                    high = middle
+                else:
+                    low = middle
+            yield str(place), f"2^{high}"
+
+
+def _caught(trace: Trace, identity: Identity, size: float) -> bool:
+    tensor = trace[identity.site].clone()
+    row = tensor.view(-1, tensor.shape[-1])[tensor.numel() // tensor.shape[-1] // 2]
+    row[len(row) // 2] += size * row.double().square().mean().sqrt().to(row.dtype)
+    return not certified(trace.replace(identity.site, tensor), identity).passed
 
 
 def _planted(trace: Trace) -> Iterator[tuple[str, str]]:

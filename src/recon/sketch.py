@@ -34,10 +34,10 @@ LEVEL = "sketch"
 FALSE_ALARM = 1e-15
 _LAMBDA = math.sqrt(2 * math.log(2 / FALSE_ALARM))
 # Outputs to a block: fewer see smaller faults, and cost more.
-_BLOCK = 96
+_BLOCK = 192
 # Outputs of a matrix that are projected at once, in float64; elements of Y that are
 # looked at together, in float32.
-_CHUNK = 8 * _BLOCK
+_CHUNK = 4 * _BLOCK
 _AT_ONCE = 2**23
 
 Map: TypeAlias = Linear | Unembed
@@ -49,19 +49,18 @@ class Projected:
 
     ``into`` is (W R)^T and ``bias`` (b R)^T; ``signs`` are the weights of whole blocks,
     ``rest`` those of the outputs that are left over. ``steep`` times the length of a
-    row (x, 1), and ``floor``, are the parts of the bound that the matrix decides,
+    row of x, and ``floor``, are the parts of the bound that the matrix decides,
     ``stored`` times the length of a row of Y the third. ``key`` tells whether the
     weights are still those that were projected.
     """
 
     into: Float[Tensor, "blocks in"]
     bias: Float[Tensor, "blocks 1"]
-    signs: Float[Tensor, "whole block"]
-    rest: Float[Tensor, "one _"]
+    signs: Float[Tensor, "whole 1 block"]
+    rest: Float[Tensor, "1 1 _"]
     steep: Float[Tensor, "blocks 1"]
     floor: Float[Tensor, "blocks 1"]
     stored: float
-    one: Float[Tensor, ""]
     out: int
     key: tuple[object, ...]
 
@@ -186,12 +185,11 @@ def _project(
     return Projected(
         into=rows.to(sums),
         bias=torch.cat(biases).to(sums)[:, None],
-        signs=signs[:whole].view(-1, _BLOCK).to(sums),
-        rest=signs[None, whole:].to(sums),
+        signs=signs[:whole].view(-1, 1, _BLOCK).to(sums),
+        rest=signs[None, None, whole:].to(sums),
         steep=steep.to(sums)[:, None],
         floor=floor.to(sums)[:, None],
         stored=_stored(arithmetic),
-        one=torch.ones((), dtype=sums, device=weight.device),
         out=out,
         key=key,
     )
@@ -231,6 +229,8 @@ def _fixed_bounds(
     # with each term, and the sum of |x| is at most root times its length.
     steep = steep + s * _BLOCK * root
     floor = s * (math.sqrt(inputs * _BLOCK) * norms + 2 * inputs + 2)
+    # The bias is a product with 1, which lengthens a row of x by at most 1.
+    floor = floor + steep
     # Results that are stored, and squares that vanish from a norm.
     floor = floor + math.sqrt(_BLOCK) * lost(arithmetic.store)
     floor = floor + arithmetic.u * math.sqrt(out * s)
@@ -271,10 +271,11 @@ def _judged(
             return replace(blank, index=(row,), reason=reason)
         reason = "not finite, somewhere in the row"
         return replace(blank, verdict="diverged", index=(row,), reason=reason)
-    most = bound.amax(0)
-    sharp = (most / size.clamp_(min=torch.finfo(sums).tiny)).amax().item()
-    if not math.isfinite(sharp) and not bool(most.isfinite().all()):
-        return replace(blank, reason="too large for the norms of the sketch")
+    sharp = (bound / size).amax().item()
+    if not math.isfinite(sharp):
+        if not bool(bound.isfinite().all()):
+            return replace(blank, reason="too large for the norms of the sketch")
+        sharp = (bound / size.clamp_(min=torch.finfo(sums).tiny)).amax().item()
     return replace(
         blank,
         verdict="rounding" if biggest <= 1.0 else "diverged",
@@ -295,7 +296,7 @@ def _gap(
     """
     gap = torch.addmm(made.bias, made.into, x.t())
     for blocks, signs, part in _parts(gap, y, made):
-        blocks -= torch.bmm(signs[:, None], part)[:, 0]
+        blocks[:, None].baddbmm_(signs, part, alpha=-1)
     return gap.abs_()
 
 
@@ -304,7 +305,7 @@ def _parts(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield some blocks of ``target``, their signs, and the part of Y they look at.
 
-    The signs are (blocks, outputs to a block), the part (blocks, outputs, rows): a
+    The signs are (blocks, 1, outputs to a block), the part (blocks, outputs, rows): a
     batch of one product for each block takes a quarter of the time of one product with
     zeros between the blocks.
     """
@@ -313,7 +314,7 @@ def _parts(
     for start in range(0, len(made.signs), step):
         signs = made.signs[start : start + step]
         part = y[:, start * _BLOCK : start * _BLOCK + signs.numel()].to(sums)
-        part = part.unflatten(1, signs.shape).permute(1, 2, 0)
+        part = part.view(rows, -1, _BLOCK).permute(1, 2, 0)
         yield target[start : start + len(signs)], signs, part
     if whole < made.out:
         yield target[-1:], made.rest, y[:, whole:].to(sums).t()[None]
@@ -327,11 +328,10 @@ def _bound(
     arithmetic: Arithmetic,
 ) -> Float[Tensor, "blocks rows"]:
     """Return the bound by block and row, from the lengths of the rows of x and Y."""
-    # The bias is a product with 1, which lengthens x by one element.
-    bound = torch.addcmul(made.floor, made.steep, torch.hypot(far, made.one))
+    bound = torch.addcmul(made.floor, made.steep, far)
     bound.add_(size, alpha=made.stored)
     if _by_block(arithmetic):
         for blocks, signs, part in _parts(bound, y, made):
-            length = torch.bmm(signs[:, None].square(), part.square())[:, 0].sqrt_()
+            length = torch.bmm(signs.square(), part.square())[:, 0].sqrt_()
             blocks.add_(length, alpha=_LAMBDA * arithmetic.u)
     return bound
