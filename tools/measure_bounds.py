@@ -87,8 +87,8 @@ def _model_tables(name: str) -> list[str]:
         "",
         *_by_dtype("fault", faults),
         "",
-        "The smallest power of two, times the root mean square of its row, that is caught "
-        "when added to one element in the middle of a site (middle block, sdpa):",
+        "The smallest power of two, times the root mean square of its row, that is "
+        "caught when added to one element in the middle of a site (middle block, sdpa):",
         "",
         *_by_dtype("site", smallest),
         "",
@@ -164,7 +164,7 @@ def _identity_table(tables: dict[str, dict[str, Check]]) -> Iterator[str]:
 
 
 def _smallest_caught(trace: Trace) -> Iterator[tuple[str, str]]:
-    """Search, for one element of each computed site, the smallest fault that is seen."""
+    """Search, for one element of each computed site, the smallest fault caught."""
     layer = trace.facts.depth // 2
     for identity in gpt2.identities(trace):
         place = identity.site
@@ -181,7 +181,7 @@ def _smallest_caught(trace: Trace) -> Iterator[tuple[str, str]]:
 
 
 def _caught(trace: Trace, identity: Identity, size: float) -> bool:
-    tensor = trace[identity.site].clone()
+    tensor = trace[identity.site].clone(memory_format=torch.contiguous_format)
     row = tensor.view(-1, tensor.shape[-1])[tensor.numel() // tensor.shape[-1] // 2]
     row[len(row) // 2] += size * row.double().square().mean().sqrt().to(row.dtype)
     return not certified(trace.replace(identity.site, tensor), identity).passed
