@@ -88,7 +88,8 @@ def _model_tables(name: str) -> list[str]:
         *_by_dtype("fault", faults),
         "",
         "The smallest power of two, times the root mean square of its row, that is "
-        "caught when added to one element in the middle of a site (middle block, sdpa):",
+        "caught when added to one element in the middle of a site (middle block, "
+        "sdpa):",
         "",
         *_by_dtype("site", smallest),
         "",
