@@ -136,7 +136,7 @@ def _worst(trace: Trace) -> dict[str, Check]:
     worst: dict[str, Check] = {}
     report = recon.verify_trace(trace, levels=[x for x in LEVELS if x != "replay"])
     for check in report.check().checks:
-        if check.bound_ratio is None or not check.bound_ratio:
+        if check.bound_ratio is None:
             continue
         name = (
             check.identity if check.level == "certify" else f"{check.identity} (sketch)"
@@ -151,17 +151,25 @@ def _worst(trace: Trace) -> dict[str, Check]:
 
 
 def _identity_table(tables: dict[str, dict[str, Check]]) -> Iterator[str]:
-    names = list(dict.fromkeys(name for table in tables.values() for name in table))
+    inexact = (
+        name
+        for table in tables.values()
+        for name, check in table.items()
+        if check.bound_ratio
+    )
+    names = list(dict.fromkeys(inexact))
     yield "| identity | " + " | ".join(tables) + " |"
     yield "|---|" + "---|" * len(tables)
     for name in names:
-        cells = [
-            f"{c.bound_ratio:.2g}, {c.sharpness:.1g}"
-            if (c := table.get(name))
-            else "exact"
-            for table in tables.values()
-        ]
+        cells = [_cell(table.get(name)) for table in tables.values()]
         yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _cell(check: Check | None) -> str:
+    if check is None:
+        return "-"
+    exact = not check.bound_ratio
+    return "exact" if exact else f"{check.bound_ratio:.2g}, {check.sharpness:.1g}"
 
 
 def _smallest_caught(trace: Trace) -> Iterator[tuple[str, str]]:
