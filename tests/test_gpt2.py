@@ -461,3 +461,103 @@ def test_transformers_own_hooks_are_put_back_as_they_were(model, ids, asked_befo
 def test_a_copy_of_the_model_verifies_like_the_model(model, ids, all_exact):
     recon.verify(model, ids)
     all_exact(recon.verify(copy.deepcopy(model), ids))
+
+
+# -- models that people bring -----------------------------------------------------
+
+
+class Adapted(torch.nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down = base, torch.nn.Linear(32, 96, bias=False)
+
+    def forward(self, hidden):
+        return self.base(hidden) + self.down(hidden)
+
+
+def adapt(model):
+    model.transformer.h[1].attn.c_attn = Adapted(model.transformer.h[1].attn.c_attn)
+
+
+def share_a_block(model):
+    model.transformer.h[2] = model.transformer.h[1]
+
+
+def skip_a_block(model):
+    model.transformer.h[1] = torch.nn.Identity()
+
+
+def compile_a_block(model):
+    model.transformer.h[1].compile(backend="eager")
+
+
+def compile_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (adapt, r"h\.1\.attn\.c_attn is a Adapted"),
+        (share_a_block, r"h\.2 is the same module as transformer\.h\.1"),
+        (skip_a_block, r"h\.1 is a Identity, expected GPT2Block"),
+        (compile_a_block, r"h\.1 is compiled"),
+        (compile_forward, "it is compiled"),
+        (lambda m: m.compile(backend="eager"), "it is compiled"),
+        (lambda m: setattr(m.transformer, "h", torch.nn.ModuleList()), "no block"),
+        (
+            lambda m: setattr(m.config, "_attn_implementation", "flash_attention_2"),
+            "attention implementation 'flash_attention_2'",
+        ),
+    ],
+)
+def test_a_model_that_computes_otherwise_is_refused_by_name(model, ids, change, words):
+    change(model)
+    with pytest.raises(recon.UnsupportedError, match=words):
+        recon.verify(model, ids)
+
+
+@pytest.mark.parametrize("thing", [None, "gpt2", 3])
+def test_what_is_no_module_is_refused_by_name(without_type_checks, thing):
+    with pytest.raises(recon.UnsupportedError, match=type(thing).__name__):
+        recon.capture(thing)
+
+
+def test_weights_on_the_meta_device_are_refused(model, ids):
+    with pytest.raises(recon.UsageError, match="'meta': nothing to run"):
+        recon.verify(model.to("meta"), ids)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_autocast_inside_a_wrapped_forward_is_seen(model, ids, all_exact, stream):
+    # 2026-11: it was read before the root's forward, and this run called diverged.
+    inner = model.forward
+
+    def forward(*args, **kwargs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return inner(*args, **kwargs)
+
+    model.forward = forward
+    report = all_exact(recon.verify(model, ids, stream=stream))
+    assert report.environment.autocast is torch.bfloat16
+
+
+class Doubled(GPT2LMHeadModel):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+
+def test_a_subclass_that_edits_its_logits_is_found_there(make_model, ids):
+    model = Doubled(make_model().config).train(False)
+    failures = recon.verify(model, ids).failures
+    assert [(f.site, f.verdict) for f in failures] == [("logits", "diverged")]
+
+
+def test_a_weight_that_is_no_number_is_found_where_it_is_used(model, ids):
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    first = recon.verify(model, ids).failures[0]
+    assert (first.site, first.identity) == ("h.1.mlp.pre", "mlp_pre")
+    assert first.reason.startswith("not finite")

@@ -91,6 +91,7 @@ class _Pass:
     fired: tuple[int, ...] = ()
     consumer: Consumer | None = None
     carried: dict[Site, Tensor] = field(default_factory=dict)
+    lasting: dict[str, list[Any]] = field(default_factory=dict)
     end: Any = None
     running: bool = True
     failure: str | None = None
@@ -132,7 +133,7 @@ class _Pass:
 
     def let_go(self) -> None:
         """Drop all tensors, and keep count of what fired."""
-        self.carried = {}
+        self.carried, self.lasting = {}, {}
         self.fired += tuple(call[0] for call in self.calls)
         self.calls.clear()
 
@@ -384,8 +385,10 @@ class Recorder:
             ):
                 if port == "output" and tensor is not None:
                     carried[seen] = tensor
+        # What the embeddings noted holds for the whole pass.
+        lasting = self._notes(one) if stage < 0 else one.lasting
         one.let_go()
-        one.carried = carried
+        one.carried, one.lasting = carried, lasting
 
     def _keeper(self, seen: Site, port: Port) -> Callable[[_Pass, Tensor], Tensor]:
         """Return what turns a tensor of the run into the one to keep."""
@@ -484,7 +487,6 @@ class Recorder:
 
     def _assemble(self, one: _Pass, stage: int | None = None) -> Trace:
         tensors: dict[Site, Tensor] = dict(one.carried)
-        notes: dict[str, list[Any]] = {}
         never, repeated = [], []
         sorted_calls = one.by_tap(len(self._taps))
         for place, (tap, calls) in enumerate(
@@ -498,12 +500,10 @@ class Recorder:
                 repeated.append(f"{tap.path} fired {fired} times")
             for reads, call in zip(meanings, calls, strict=False):
                 tensors |= self._read(reads, call)
-            if said := [call[3] for call in calls if call[3] is not None]:
-                notes[tap.path] = said
         return Trace(
             run=one.run,
             tensors=dict(sorted(tensors.items())),
-            facts=self._plan.facts(one.start, one.end, notes, stage),
+            facts=self._plan.facts(one.start, one.end, self._notes(one), stage),
             wanted=self._wanted,
             positions=one.positions,
             altered=self._options.altered,
@@ -512,6 +512,15 @@ class Recorder:
             failure="still running" if one.running else one.failure,
             thread=one.thread,
         )
+
+    def _notes(self, one: _Pass) -> dict[str, list[Any]]:
+        """Return what the taps' notes said, by path, in the order of the calls."""
+        notes = dict(one.lasting)
+        for place, _, _, said in one.calls:
+            if said is not None:
+                path = self._taps[place].path
+                notes[path] = [*notes.get(path, ()), said]
+        return notes
 
     def _read(self, reads: tuple[Read, ...], call: Call) -> Mapping[Site, Tensor]:
         _, before, output, _ = call

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from recon.facts import Facts
 from recon.gpt2.modules import HEADED, Parts
-from recon.gpt2.passes import End, Start, facts, received, versions, weights
+from recon.gpt2.passes import (
+    End,
+    Start,
+    facts,
+    looked,
+    received,
+    versions,
+    weights,
+)
 from recon.ops import rng_state, split_heads
 from recon.plan import Plan, Read, Tap
 from recon.sites import Site
@@ -80,7 +88,7 @@ def _taps(parts: Parts) -> Iterator[Tap]:
         note=_first_argument,
         required=False,
     )
-    yield tap("wpe", body.wpe, (Site("wpe"), "output"), note=_first_argument)
+    yield tap("wpe", body.wpe, (Site("wpe"), "output"), note=looked)
     yield tap("drop", body.drop, (Site("embed"), "output"), completes=-1)
     for layer, block in parts.blocks():
         yield from _block_taps(tap, layer, block)

@@ -31,8 +31,7 @@ def stage_identities(trace: Trace, stage: int) -> Iterator[Identity]:
 def _head(trace: Trace) -> Iterator[Identity]:
     last = Site("resid_post", trace.facts.depth - 1)
     yield from _made(trace, "ln_f", Site("ln_f"), last)
-    if trace.facts.environment.architecture.endswith("LMHeadModel"):
-        yield from _made(trace, "logits", Site("logits"), Site("ln_f"))
+    yield from _made(trace, "logits", Site("logits"), Site("ln_f"))
 
 
 def _made(trace: Trace, name: str, place: Site, *inputs: Site) -> Iterator[Identity]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import GPT2LMHeadModel, GPT2Model, PreTrainedModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 
 from recon.errors import UnsupportedError
 from recon.sites import Site
@@ -26,7 +27,9 @@ def base(model: nn.Module) -> GPT2Model:
         return model
     name = type(model).__name__
     hint = ""
-    inner = [m for m in model.modules() if isinstance(m, GPT2LMHeadModel | GPT2Model)]
+    # People hand in a model's name, too.
+    modules: Callable[[], Iterable[nn.Module]] = getattr(model, "modules", tuple)
+    inner = [m for m in modules() if isinstance(m, GPT2LMHeadModel | GPT2Model)]
     if inner:
         hint = f"; capture the {type(inner[0]).__name__} inside it instead"
     raise UnsupportedError(
@@ -47,6 +50,8 @@ class Parts:
         """Look into a supported model; raises UnsupportedError for another."""
         body = base(model)
         assert isinstance(model, PreTrainedModel)
+        if problem := next(_oddities(model, body), ""):
+            raise UnsupportedError(f"recon does not check this model: {problem}")
         return cls(model, body, "" if model is body else "transformer.")
 
     @property
@@ -89,6 +94,38 @@ class Parts:
             yield Site("mlp_out", layer), block.mlp.dropout
         for _, place, attention in self.attentions():
             yield place, attention.resid_dropout
+
+
+def _oddities(model: nn.Module, body: GPT2Model) -> Iterator[str]:
+    """Say what keeps a GPT-2 from being one whose every step runs as a module."""
+    if not len(body.h):
+        yield "it has no block"
+    for layer, block in enumerate(body.h):
+        parts = {"": block, ".attn": None, ".mlp": None}
+        if isinstance(block, GPT2Block):
+            parts |= {".attn": block.attn, ".mlp": block.mlp}
+        for (path, part), kind in zip(
+            parts.items(), (GPT2Block, GPT2Attention, GPT2MLP), strict=True
+        ):
+            if not isinstance(part, kind):
+                found = type(part).__name__
+                yield f"h.{layer}{path} is a {found}, expected {kind.__name__}"
+    paths: dict[nn.Module, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if module in paths:
+            yield f"{path} is the same module as {paths[module]}"
+        paths[module] = path
+        if _compiled(module):
+            yield (
+                f"{path or 'it'} is compiled, and compiled code calls no hooks; "
+                "give the model as it was before compile()"
+            )
+
+
+def _compiled(module: nn.Module) -> bool:
+    forward = module.__dict__.get("forward")
+    whole = getattr(module, "_compiled_call_impl", None) is not None
+    return whole or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def _block_makers(block: Any) -> Iterator[tuple[str, str]]:

@@ -112,6 +112,24 @@ class Start:
         )
 
 
+class Looked(NamedTuple):
+    """The positions that were looked up, and the dtype that autocast was on for."""
+
+    ids: Tensor
+    autocast: torch.dtype | None
+
+
+def looked(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Looked:
+    """Note the call of the positions' embedding, deep inside the forward pass.
+
+    The root's arguments come before a wrapper of its forward may turn autocast on.
+    """
+    ids = args[0] if args else next(iter(kwargs.values()))
+    return Looked(ids, _autocast(output.device.type))
+
+
 def _autocast(kind: str) -> torch.dtype | None:
     """Return the dtype that autocast is on for."""
     if not _can_autocast(kind) or not torch.is_autocast_enabled(kind):
@@ -186,7 +204,9 @@ def facts(
     problems += unmade
     attention, unclear = _attention_facts(parts, start, end, notes)
     return Facts(
-        environment=_environment(parts, start, end),
+        environment=_environment(
+            parts, start, end, _autocast_noted(parts, start, notes)
+        ),
         depth=config.n_layer,
         heads=config.n_head,
         width=config.n_embd,
@@ -266,7 +286,16 @@ def with_weights(
     )
 
 
-def _environment(parts: Parts, start: Start, end: End) -> Environment:
+def _autocast_noted(
+    parts: Parts, start: Start, notes: Mapping[str, list[Any]]
+) -> torch.dtype | None:
+    calls = notes.get(f"{parts.prefix}wpe")
+    return calls[0].autocast if calls else start.autocast
+
+
+def _environment(
+    parts: Parts, start: Start, end: End, autocast: torch.dtype | None
+) -> Environment:
     weight = parts.body.wpe.weight
     return Environment(
         architecture=type(parts.model).__name__,
@@ -274,13 +303,13 @@ def _environment(parts: Parts, start: Start, end: End) -> Environment:
         transformers=transformers.__version__,
         device=str(weight.device),
         dtype=weight.dtype,
-        autocast=start.autocast,
+        autocast=autocast,
         attention=end.kernel,
         training=end.training,
         grad=start.grad,
         threads=torch.get_num_threads(),
         product_rounding=product_rounding(weight.dtype, weight.device),
-        reduced=weight.is_cuda and _summed_in_half(start.autocast or weight.dtype),
+        reduced=weight.is_cuda and _summed_in_half(autocast or weight.dtype),
     )
 
 
@@ -304,7 +333,8 @@ def _maker(
     """Return the ops that a module makes; Unsupported for a class we do not know."""
     weight, bias = held.get("weight"), held.get("bias")
     if isinstance(module, nn.Embedding) and weight is not None:
-        calls = [weight, *notes.get(path, [])][1:]
+        noted = notes.get(path, [])
+        calls = [one.ids if isinstance(one, Looked) else one for one in noted]
         again = [place, Site("token_type")]
         if place.part == "wte" and start.embeddings is not None:
             again = again[1:]

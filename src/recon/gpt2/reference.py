@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recon.errors import UnsupportedError, UsageError
 from recon.gpt2.modules import base
+from recon.gpt2.passes import SUPPORTED_ATTENTION
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +139,19 @@ def hidden_states_problem(model: nn.Module) -> str:
 
 
 def require_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Raise UsageError for inputs that this model cannot take, in one line."""
+    """Raise UsageError for inputs that this model cannot take, in one line.
+
+    Raises UnsupportedError for a kernel of attention that recon does not check.
+    """
     config = base(model).config
+    if config._attn_implementation not in SUPPORTED_ATTENTION:
+        raise UnsupportedError(
+            f"recon does not check attention implementation "
+            f"{config._attn_implementation!r}; expected one of "
+            f"{', '.join(SUPPORTED_ATTENTION)}"
+        )
+    if any(weight.is_meta for weight in model.parameters()):
+        raise UsageError("the model's weights are on device 'meta': nothing to run")
     ids, embeddings = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (ids is None) == (embeddings is None):
         raise UsageError("give either input_ids or inputs_embeds")
