@@ -12,13 +12,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
+from recon.auditing import vocabularies
+from recon.auditing.vocabularies import NAMES, Names
 from recon.errors import UnknownSiteError, UsageError
 from recon.sites import Site, site
-
-Names: TypeAlias = Literal["auto", "recon", "hf", "transformer-lens", "nnsight"]
-NAMES: tuple[Names, ...] = ("auto", "recon", "hf", "transformer-lens", "nnsight")
 
 _WRAPPERS = re.compile(
     r"^(?:(?:module|_orig_mod|base_model|model|_model|_module|gpt2|net|self)\.)+"
@@ -85,8 +83,14 @@ class Reader:
             if found := pattern.fullmatch(name):
                 wanted = target.format(**found.groupdict())
                 return Claim(name, (Reading(site(wanted)),), family, strict=True)
+        promises = vocabularies.read(name, self._names)
+        if promises is not None:
+            family = vocabularies.family(name) or family
+            return Claim(name, tuple(self._promised(promises)), family, strict=True)
         if strict := self._strict(_WRAPPERS.sub("", name)):
             return Claim(name, strict, family, strict=True)
+        if self._names != "auto":
+            return Claim(name, (), family)
         readings = tuple(self._loose(name, entries))
         return Claim(name, tuple(dict.fromkeys(readings)), family)
 
@@ -96,18 +100,23 @@ class Reader:
 
     # -- names with one meaning ------------------------------------------------
 
+    def _promised(self, promises: Sequence[vocabularies.Promise]) -> Iterator[Reading]:
+        for place, forms in promises:
+            if place.layer == vocabularies.LAST:
+                place = Site(place.part, self._depth - 1)
+            if self.exists(place):
+                yield from (Reading(place, form) for form in forms)
+
     def _strict(self, name: str) -> tuple[Reading, ...]:
         for spelling in _spellings(name):
             if (state := _STATE.fullmatch(spelling)) is not None:
                 place = self.state(int(state[1]))
                 return (Reading(place),) if place is not None else ()
-            for pattern, part, forms in _LENS_EXTRA:
-                if found := pattern.fullmatch(spelling):
-                    layer = int(found[1]) if found.groups() else None
-                    return tuple(Reading(Site(part, layer), form) for form in forms)
             try:
                 place = site(spelling)
             except UnknownSiteError:
+                continue
+            if not vocabularies.speaks(self._names, spelling, place):
                 continue
             if not self.exists(place):
                 return ()
@@ -169,29 +178,11 @@ def _in_block(part: str) -> bool:
     return Site(part, 0).depth[0] == 1
 
 
-_WRITTEN = frozenset(
-    {"wte", "wpe", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
-)
 _STATE = re.compile(r"hidden_states?[.\[](\d+)\]?")
-# TransformerLens names whose site recon has under another name, with honest forms.
-_LENS_EXTRA: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
-    (re.compile(r"blocks\.(\d+)\.ln1\.hook_scale"), "ln_1", ("scale",)),
-    (re.compile(r"blocks\.(\d+)\.ln2\.hook_scale"), "ln_2", ("scale",)),
-    (re.compile(r"ln_final\.hook_scale"), "ln_f", ("scale",)),
-    (re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_result"), "attn.out", ("by head",)),
-    (re.compile(r"blocks\.(\d+)\.hook_attn_in"), "resid_pre", ("",)),
-    (re.compile(r"blocks\.(\d+)\.hook_[qkv]_input"), "resid_pre", ("",)),
-    (re.compile(r"blocks\.(\d+)\.hook_mlp_in"), "resid_mid", ("",)),
-)
 
 
 def _other_forms(name: str, place: Site) -> Iterator[Reading]:
     """Yield what a library of that name shows instead, by design."""
-    if name.endswith("hook_normalized"):
-        yield Reading(place, "normalized")
-    if "hook_" in name and place.part in _WRITTEN:
-        # TransformerLens centres the weights that write to the stream.
-        yield Reading(place, "centered")
     if place.part in ("attn.scores", "cross.scores"):
         yield Reading(place, "-inf")
         yield Reading(place, "raw")
@@ -199,7 +190,8 @@ def _other_forms(name: str, place: Site) -> Iterator[Reading]:
 
 def _spellings(name: str) -> Iterator[str]:
     """Yield a name as it is and without what libraries put around module paths."""
-    dotted = re.sub(r"\[(\d+)\]", r".\1", name)
+    # torchlens numbers the calls of a module: transformer.h.3.mlp:1.
+    dotted = re.sub(r"\[(\d+)\]", r".\1", re.sub(r":\d+$", "", name))
     yield dotted
     for ending in (".output.0", ".output", ".out", "_output", ".outputs", ".output[0]"):
         if dotted.endswith(ending):

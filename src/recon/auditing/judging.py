@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recon import gpt2
-from recon.auditing import quantities
+from recon.auditing import designs, quantities
 from recon.auditing.calls import Call
 from recon.auditing.claims import Claim, Reader, Reading
 from recon.auditing.identify import Catalogue, Exact
@@ -203,7 +203,7 @@ class Judge:
         if exact is not None and exact.layout.honest and not exact.quantity.run:
             return None
         for trace in self._catalogue.current:
-            made = quantities.derived(trace, reading.site, reading.form)
+            made = designs.shown(trace, reading.site, reading.form)
             if made is not None and (match := self._close(tensor, made, trace)):
                 return match
             if match := self._as_reduced(tensor, reading, trace):
@@ -262,8 +262,10 @@ class Judge:
             words = match.form or match.words or "up to rounding"
             sentence = f"`{claim.name}` is {reading.site} {words} (off {match.gap:.1e})"
             one = replace(one, sentence=sentence, found=f"{reading.site} {words}")
-            reduced = match.form.startswith(_REDUCED)
-            return self._reduced(one, match.form) if reduced else one
+            if match.form.startswith(_REDUCED):
+                return self._reduced(one, match.form)
+            library = reading.form and _library_shows(reading)
+            return replace(one, notes=(("by-design", sentence),)) if library else one
         return self._piece(one, match.exact)
 
     def _piece(self, one: Judgement, exact: Exact) -> Judgement:
@@ -472,6 +474,11 @@ def _tokens(exact: Exact, rows: int) -> list[tuple[int, int]]:
         return []
     taken = [held["B"]] if "B" in held else range(rows)
     return [(row, held["T"]) for row in taken]
+
+
+def _library_shows(reading: Reading) -> bool:
+    """Whether a form comes of processed weights; scores and divisors do not."""
+    return reading.form not in ("raw", "-inf", "scale", "by head", "each head")
 
 
 def _holds(trace: Trace, one: Quantity) -> bool:

@@ -148,6 +148,13 @@ RULES = (
         "The name has several honest readings; the tensor is right under this one.",
         "Name the site in full, so that readers need not guess.",
     ),
+    Rule(
+        "RC122",
+        "by-design",
+        "note",
+        "The tensor is what the library that names it shows in place of the site.",
+        "Say so where the captures are used; or load the weights as they are.",
+    ),
     # -- RC2: what did the code do to the model? ---------------------------------
     Rule(
         "RC201",

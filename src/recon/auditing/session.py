@@ -23,7 +23,7 @@ from recon.auditing.calls import (
     situations,
 )
 from recon.auditing.certifying import by_each_other
-from recon.auditing.claims import Names, Reader
+from recon.auditing.claims import Reader
 from recon.auditing.content import digest
 from recon.auditing.effects import computed_by, effects, finding, storage
 from recon.auditing.findings import AuditReport, Finding, Judged
@@ -31,6 +31,7 @@ from recon.auditing.judging import Judge, Judgement
 from recon.auditing.passes import alike
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
+from recon.auditing.vocabularies import Names
 from recon.facts import Environment
 from recon.sites import Site
 from recon.trace import Trace
@@ -453,6 +454,8 @@ def _grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
 
 def _pattern(name: str, one: Judgement) -> tuple[str, ...]:
     """Return what is the same in every block about a claim and what was found."""
+    if name == "by-design" and one.reading is not None:
+        return (one.reading.form,)
     if one.reading is None or rule(name).severity == "note":
         return (one.claim.family,)
     place = one.reading.site

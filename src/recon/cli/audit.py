@@ -32,7 +32,7 @@ from recon.report.foreign import visible
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recon.auditing import claims as vocabulary
+    from recon.auditing import vocabularies
     from recon.auditing.findings import AuditReport
     from recon.cli.options import Attn, Dtype
     from recon.models import Loaded
@@ -49,6 +49,8 @@ class Names(StrEnum):
     hf = "hf"
     transformer_lens = "transformer-lens"
     nnsight = "nnsight"
+    torchlens = "torchlens"
+    pyvene = "pyvene"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Wanted:
     """How to read the names, and what to look for."""
 
     claims: Mapping[str, str]
-    names: vocabulary.Names
+    names: vocabularies.Names
     ignore: Sequence[str]
     strict: bool
     effort: Effort
