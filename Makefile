@@ -4,12 +4,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := .venv-peers
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test test-fast test-browser property-deep bench tables lint format model clean
+.PHONY: help verify test test-fast test-browser property-deep peers bench tables lint format model clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +32,9 @@ test-browser: $(INSTALLED) ## install a browser if need be, and test the HTML re
 property-deep: $(INSTALLED) ## only property_tests/, with profile deep
 	RECON_PROFILE=deep $(BIN)/pytest property_tests
 
+peers: $(PEERS)/.installed ## set up .venv-peers, then audit other libraries' captures
+	HF_HUB_OFFLINE=1 $(PEERS)/bin/pytest -W ignore peers
+
 bench: $(INSTALLED) ## answer the questions in bench/ with figures
 	$(BIN)/pytest bench --benchmark-enable -s
 
@@ -50,7 +54,7 @@ model: $(INSTALLED) ## train the bundled model anew
 	$(BIN)/python tools/train_bundled.py
 
 clean: ## remove .venv and all else that these commands leave behind
-	rm -rf .venv build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(PEERS) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # hatchling is among the pins, so the project is built with it and not in isolation.
@@ -61,4 +65,12 @@ $(INSTALLED): pyproject.toml requirements.txt
 	$(BIN)/python -m pip install -q -r requirements.txt
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pip check
+	@touch $@
+
+# The libraries of peers/ bring much along, so they live in an environment of their own.
+$(PEERS)/.installed: pyproject.toml requirements.txt requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q -r requirements.txt
+	$(PEERS)/bin/python -m pip install -q -r requirements.txt -r requirements-peers.txt
+	$(PEERS)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@

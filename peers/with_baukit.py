@@ -33,7 +33,8 @@ class TraceDict(OrderedDict, AbstractContextManager):
 
 def capture(model, input_ids):
     parts = ("", ".ln_1", ".attn.c_attn", ".mlp.act", ".mlp")
-    layers = [f"transformer.h.{n}{p}" for n in range(model.config.n_layer) for p in parts]
+    blocks = range(model.config.n_layer)
+    layers = [f"transformer.h.{number}{part}" for number in blocks for part in parts]
     with torch.no_grad(), TraceDict(model, layers) as traced:
         model(input_ids)
     return traced

@@ -6,7 +6,8 @@ PARTS = ("", ".ln_1", ".attn.c_attn", ".attn.c_proj", ".ln_2", ".mlp.act", ".mlp
 
 
 def capture(model, input_ids):
-    names = [f"transformer.h.{n}{p}" for n in range(model.config.n_layer) for p in PARTS]
+    blocks = range(model.config.n_layer)
+    names = [f"transformer.h.{number}{part}" for number in blocks for part in PARTS]
     names += ["transformer.ln_f", "lm_head"]
     layers = [model.get_submodule(name) for name in names]
     found = LayerActivation(model, layers).attribute(input_ids)

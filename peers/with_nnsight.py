@@ -1,4 +1,9 @@
-"""nnsight: saved envoys, in the order in which they run, and its own cache."""
+"""nnsight: saved envoys, in the order in which they run, and its own cache.
+
+It leaves a ``forward`` of its own on every module that it wraps, so it gets a copy.
+"""
+
+from copy import deepcopy
 
 import nnsight
 import torch
@@ -7,7 +12,7 @@ from nnsight import NNsight
 
 def capture(model, input_ids):
     """Inputs and outputs of the modules of every block, saved one by one."""
-    wrapped = NNsight(model)
+    wrapped = NNsight(deepcopy(model))
     with torch.no_grad(), wrapped.trace(input_ids):
         kept = nnsight.save({})
         for number, block in enumerate(wrapped.transformer.h):
@@ -28,7 +33,7 @@ def capture(model, input_ids):
 
 def capture_cached(model, input_ids):
     """All that ``tracer.cache()`` keeps, by the path that it gives."""
-    wrapped = NNsight(model)
+    wrapped = NNsight(deepcopy(model))
     with torch.no_grad(), wrapped.trace(input_ids) as tracer:
         cache = tracer.cache()
     outputs = {path: cache[path].output for path in cache.keys()}  # noqa: SIM118
@@ -41,7 +46,7 @@ def capture_cached(model, input_ids):
 
 def capture_first_row(model, input_ids):
     """As code for transformers 4 has it, where a block returned a tuple."""
-    wrapped = NNsight(model)
+    wrapped = NNsight(deepcopy(model))
     with torch.no_grad(), wrapped.trace(input_ids):
         kept = nnsight.save({})
         for number, block in enumerate(wrapped.transformer.h):

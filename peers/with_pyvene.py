@@ -1,4 +1,10 @@
-"""pyvene: collecting interventions on every block, by component and by module path."""
+"""pyvene: collecting interventions on every block, by component and by module path.
+
+It takes gradients from all parameters of the model that it is given, and every forward
+hook, whosever it is; so it gets a copy.
+"""
+
+from copy import deepcopy
 
 import pyvene
 import torch
@@ -10,13 +16,12 @@ COMPONENTS = [
     for name in gpt2_type_to_module_mapping
     if name != "attention_weight" and not name.startswith("head_")
 ]
-HEADS = [name for name in gpt2_type_to_module_mapping if name.startswith("head_")]
 PATHS = ("mlp.output", "attn.c_proj.input", "ln_2.output", "output")
 
 
 def collected(model, settings, input_ids, units):
     with torch.no_grad():
-        wrapped = pyvene.IntervenableModel(settings, model=model)
+        wrapped = pyvene.IntervenableModel(settings, model=deepcopy(model))
         (_, found), _ = wrapped({"input_ids": input_ids}, unit_locations=units)
     return dict(zip(wrapped.sorted_keys, found, strict=True))
 

@@ -1,5 +1,7 @@
 """torchlens: the output of every module and operation of a pass."""
 
+from collections import defaultdict
+
 import torch
 import torchlens
 
@@ -10,13 +12,17 @@ def logged(model, input_ids):
 
 
 def capture(model, input_ids):
-    """Outputs by the address of the module; of attention and the like the tensor."""
-    trace = logged(model, input_ids)
-    return {
-        name: trace[name].out
-        for name, _ in model.named_modules()
-        if name and name in trace.modules.keys() and "ModuleList" not in name  # noqa: SIM118
-    }
+    """Outputs by the address of the module that gave them, of all that gave one.
+
+    torchlens counts the tensors of a key-value cache among the outputs of attention and
+    block, so that these have several.
+    """
+    given = defaultdict(list)
+    for op in logged(model, input_ids).ops:
+        for address in op.output_of_modules:
+            if op.out.is_floating_point() and address.startswith("transformer.h."):
+                given[address].append(op.out)
+    return {address: outs[0] for address, outs in given.items() if len(outs) == 1}
 
 
 def capture_operations(model, input_ids):

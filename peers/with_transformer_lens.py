@@ -38,7 +38,7 @@ def capture(model, input_ids):
 
 
 def capture_processed(model, input_ids):
-    """LayerNorms folded, writing weights and unembedding centred, values' bias moved."""
+    """LayerNorms folded, what writes to the stream centred, values' bias moved."""
     bridged = bridge(model)
     bridged.enable_compatibility_mode(disable_warnings=True)
     return cached(bridged, input_ids)

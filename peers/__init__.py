@@ -1,0 +1,1 @@
+"""Captures of GPT-2 by other libraries, audited: ``make peers``."""
