@@ -26,6 +26,10 @@ def capture(model, input_ids):
 
 
 def capture_operations(model, input_ids):
-    """Outputs of all operations, by label."""
-    ops = logged(model, input_ids).ops
-    return {op.label: op.out for op in ops if op.out.is_floating_point()}
+    """Outputs of all operations, by label; a cache begins with empty tensors."""
+    outs = {op.label: op.out for op in logged(model, input_ids).ops}
+    return {
+        label: out
+        for label, out in outs.items()
+        if out.is_floating_point() and out.numel()
+    }
