@@ -36,7 +36,8 @@ peers: $(PEERS)/.installed ## set up .venv-peers, then audit other libraries' ca
 	HF_HUB_OFFLINE=1 $(PEERS)/bin/pytest -W ignore peers
 
 bench: $(INSTALLED) ## answer the questions in bench/ with figures
-	$(BIN)/pytest bench --benchmark-enable -s
+	$(BIN)/pytest bench --benchmark-enable -s --benchmark-json=bench/results.json
+	$(BIN)/python -m tools.benchmarks
 
 tables: $(INSTALLED) ## measure the error bounds again, into docs/numerics.md
 	$(BIN)/python -m tools.measure_bounds

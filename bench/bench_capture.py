@@ -12,9 +12,11 @@ import torch
 import transformers
 
 import recon
-from bench.interleave import interleaved, show
+from bench.peers import peers
+from bench.showing import show
 from recon import gpt2
 from recon.models import perturb
+from recon.profiling.timing import interleaved
 
 transformers.logging.set_verbosity_error()
 
@@ -35,8 +37,9 @@ def four_blocks():
 
 
 CASES = {
-    "4 blocks, T=32": (four_blocks, 32, 400),
-    "random:gpt2, T=128": (lambda: recon.load_model("random:gpt2").model, 128, 40),
+    "4 blocks, T=32": (four_blocks, 32, 20),
+    "random:gpt2, T=128": (lambda: recon.load_model("random:gpt2").model, 128, 8),
+    "random:gpt2, T=512": (lambda: recon.load_model("random:gpt2").model, 512, 4),
 }
 
 
@@ -100,6 +103,7 @@ def test_what_capture_adds(case, benchmark):
             "naive hook on every module": naive,
             "recon, registered once": run,
             "recon, registered each time": registered_each_time,
+            **dict(peers(model, ids)),
         },
         rounds,
         around={

@@ -11,9 +11,10 @@ import torch
 import transformers
 
 import recon
-from bench.interleave import circumstances, interleaved, show
+from bench.showing import circumstances, show
 from recon.checks import Levels, trace_checks
 from recon.models import perturb
+from recon.profiling.timing import interleaved
 
 transformers.logging.set_verbosity_error()
 
@@ -52,13 +53,13 @@ def test_what_each_level_costs(benchmark):
     benchmark.pedantic(level("ledger", "sketch"), rounds=5)
 
 
-def narrow(depth):
+def narrow(depth, tokens=512):
     config = transformers.GPT2Config(
         n_layer=depth,
         n_embd=192,
         n_head=6,
         vocab_size=997,
-        n_positions=512,
+        n_positions=max(512, tokens),
         bos_token_id=0,
         eos_token_id=0,
     )
