@@ -18,6 +18,8 @@ from recon.compare import PASSES, Check
 from recon.errors import ReconciliationError, UnknownSiteError, UsageError
 from recon.sites import site
 
+_ROUNDS = 15
+
 
 @dataclass(frozen=True)
 class Allowances:
@@ -38,12 +40,14 @@ def record_baseline(
     *,
     asked: Asked | None = None,
     source: str = "the given inputs",
+    overhead: bool = False,
     **inputs: Tensor,
 ) -> Baseline:
     """Run the model and write the fingerprint of the run to ``file``, atomically.
 
     Inputs are integers, B T each; they are kept in the file, so that a check runs the
-    same. The model must be in eval mode, and is left as it was.
+    same. The model must be in eval mode, and is left as it was. With ``overhead`` the
+    time of capture is measured, too.
 
     Raises ReconciliationError, and writes nothing, if the run is wrong by itself: a
     baseline of it would vouch for a fault. Raises UsageError for a file that cannot be
@@ -51,7 +55,8 @@ def record_baseline(
     """
     if input_ids is not None:
         inputs = {"input_ids": input_ids, **inputs}
-    found = observe(model, inputs, asked=asked, source=source)
+    rounds = _ROUNDS if overhead else 0
+    found = observe(model, inputs, asked=asked, source=source, rounds=rounds)
     _require_right(found)
     files.write(found.baseline, Path(file))
     return found.baseline
@@ -79,8 +84,25 @@ def check_baseline(
     _require_same(stored, inputs, str(file))
     device = next(model.parameters()).device
     here = {name: ids.to(device) for name, ids in stored.items()}
-    found = observe(model, here, asked=asked or then.model, source=then.source)
-    return compare(str(file), then, found, allowances or Allowances())
+    allowances = allowances or Allowances()
+    timed = allowances.overhead is not None
+    if timed and then.overhead is None:
+        raise UsageError(
+            f"{file} was recorded without its overhead, so that none can be allowed "
+            "for; record it anew with --overhead"
+        )
+    found = observe(
+        model,
+        here,
+        asked=asked or then.model,
+        source=then.source,
+        rounds=_ROUNDS if timed else 0,
+    )
+    if not timed and then.overhead is not None:
+        # What is not measured stays as it was, should the run be accepted.
+        kept = found.baseline.model_copy(update={"overhead": then.overhead})
+        found = Observed(kept, found.report)
+    return compare(str(file), then, found, allowances)
 
 
 def accept_baseline(report: BaselineReport) -> None:
@@ -154,6 +176,7 @@ def compare(
         *_returns(then, now),
         *_hooks(then, now),
         *_bytes(then, now, allowances),
+        *_overhead(then, now, allowances),
     ]
     return BaselineReport(
         file=file,
@@ -356,6 +379,23 @@ def _bytes(then: Baseline, now: Baseline, allowances: Allowances) -> Iterator[Fi
             f"baseline's {before:,}; allowed is {1 + allowances.bytes:.2f}"
         )
         yield _finding("more-bytes", words)
+
+
+def _overhead(
+    then: Baseline, now: Baseline, allowances: Allowances
+) -> Iterator[Finding]:
+    """Compare the near ends of both intervals: noise alone is no finding."""
+    if allowances.overhead is None or then.overhead is None or now.overhead is None:
+        return
+    if now.overhead.low > then.overhead.high * (1 + allowances.overhead):
+        words = (
+            f"a captured pass takes {now.overhead.ratio:.2f} times the bare one "
+            f"({now.overhead.low:.2f} to {now.overhead.high:.2f}), it took "
+            f"{then.overhead.ratio:.2f} ({then.overhead.low:.2f} to "
+            f"{then.overhead.high:.2f}); allowed is "
+            f"{1 + allowances.overhead:.2f} times that"
+        )
+        yield _finding("more-time", words)
 
 
 def _times(after: float, before: float) -> str:

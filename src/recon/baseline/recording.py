@@ -19,6 +19,7 @@ from recon.baseline.document import (
     Asked,
     Baseline,
     Hooks,
+    Overhead,
     Setting,
     States,
     Weight,
@@ -32,12 +33,15 @@ from recon.errors import UsageError
 from recon.facts import Environment
 from recon.gpt2 import Reference
 from recon.plan import Note, Plan, Tap
+from recon.profiling.session import profile
 from recon.results import Report, report
 from recon.sites import Site
 from recon.trace import Trace
 from recon.verification import record_and_return, require_verifiable
 
 _LEVELS = Levels(("ledger", "certify"))
+# The leak watch of a profile is not what is asked for here.
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,13 @@ def observe(
     *,
     asked: Asked | None = None,
     source: str = "the given inputs",
+    rounds: int = 0,
 ) -> Observed:
     """Run the model on integer inputs (B T each), and take the fingerprint of the run.
 
     The model is left as it was. ``asked`` and ``source`` are kept in the file: how the
-    model was loaded, and where the inputs came from.
+    model was loaded, and where the inputs came from. With ``rounds`` the time of
+    capture is measured, that many times.
 
     Raises UsageError for inputs that a file cannot hold and for a model in train mode,
     UnsupportedError for a model that recon does not check.
@@ -96,7 +102,7 @@ def observe(
         },
         hooks=Hooks(before=before, left=[one for one in after if one not in before]),
         kept_bytes=trace.nbytes,
-        overhead=None,
+        overhead=_overhead(model, inputs, rounds) if rounds else None,
         weights=dict(_weights(trace)),
         sites=dict(_sites(trace, found)),
     )
@@ -171,6 +177,14 @@ def _as_it_is(model: nn.Module) -> Asked:
 
 
 # -- what it was like ----------------------------------------------------------
+
+
+def _overhead(model: nn.Module, inputs: Mapping[str, Any], rounds: int) -> Overhead:
+    measured = profile(model, inputs=inputs, rounds=rounds, leak_rounds=_FEWEST)
+    found = measured.overhead
+    return Overhead(
+        ratio=round(found.ratio, 3), low=round(found.low, 3), high=round(found.high, 3)
+    )
 
 
 def _setting(env: Environment, depth: int) -> Setting:

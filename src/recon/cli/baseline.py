@@ -30,6 +30,7 @@ from recon.errors import ReconciliationError, UsageError
 if TYPE_CHECKING:
     from recon.baseline.document import Asked, Baseline
     from recon.baseline.findings import BaselineReport
+    from recon.inputs import Batch
     from recon.models import Loaded
 
 app = typer.Typer(
@@ -83,6 +84,9 @@ def record(
             min=0, max=2**32 - 1, metavar="N", help="For random weights and ids."
         ),
     ] = 0,
+    overhead: Annotated[
+        bool, typer.Option("--overhead", help="Measure the time of capture, too.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a file that is there.")
     ] = False,
@@ -109,7 +113,9 @@ def record(
     )
     loaded = _load(asked)
     try:
-        found = _record(file, loaded, asked, text, input_ids)
+        found = _record(
+            file, loaded, asked, _inputs(loaded, asked, text, input_ids), overhead
+        )
     except ReconciliationError as error:
         print(f"nothing recorded, the run is wrong by itself: {error}")
         raise typer.Exit(FINDINGS) from error
@@ -118,16 +124,27 @@ def record(
     streams.show(streams.output(), render_recorded(str(file), found))
 
 
-def _record(
-    file: Path, loaded: Loaded, asked: Asked, text: str | None, input_ids: Path | None
-) -> Baseline:
-    from recon.baseline.checking import record_baseline
+def _inputs(
+    loaded: Loaded, asked: Asked, text: str | None, input_ids: Path | None
+) -> Batch:
     from recon.inputs import batches
 
-    batch = next(batches(loaded, text=text, ids_file=input_ids, seed=asked.seed))
+    return next(batches(loaded, text=text, ids_file=input_ids, seed=asked.seed))
+
+
+def _record(
+    file: Path, loaded: Loaded, asked: Asked, batch: Batch, overhead: bool
+) -> Baseline:
+    from recon.baseline.checking import record_baseline
+
     with streams.progress().status("recording"):
         return record_baseline(
-            file, loaded.model, asked=asked, source=batch.source, **batch.inputs
+            file,
+            loaded.model,
+            asked=asked,
+            source=batch.source,
+            overhead=overhead,
+            **batch.inputs,
         )
 
 
@@ -168,6 +185,15 @@ def check(
             min=0, metavar="SHARE", help="How much more captures may keep: 0.1 is 10 %."
         ),
     ] = 0.1,
+    allow_overhead: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SHARE",
+            help="Measure the time of capture, and how much more it may take; default: "
+            "not measured.",
+        ),
+    ] = None,
     json: Json = None,
     junit: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="Write JUnit XML.")
@@ -198,7 +224,10 @@ def check(
     loaded = _load(asked)
     with streams.progress().status("checking"):
         report = check_baseline(
-            file, loaded.model, asked=asked, allowances=Allowances(bytes=allow_bytes)
+            file,
+            loaded.model,
+            asked=asked,
+            allowances=Allowances(bytes=allow_bytes, overhead=allow_overhead),
         )
     _show(report, outputs)
     accepted = update and _accept(report, quiet="-" in outputs.values())
