@@ -14,7 +14,7 @@ LAYERS = (
     "__init__  __main__",
     "cli  pytest_plugin",
     "describing",
-    "report",
+    "report  plotting",
     "baseline",
     "auditing",
     "profiling",

@@ -21,6 +21,7 @@ from recon.cli import (
     ending,
     explain,
     info,
+    plot,
     profile,
     sites,
     streams,
@@ -62,6 +63,10 @@ app.command(
     epilog="Example: recon capture gpt2 --prompts prompts.txt --sites 'h.*.resid_post'"
     " --out captures",
 )(capture.command)
+app.command(
+    "plot",
+    epilog="Example: recon plot correlations --text 'A name is bound' --out matrix.png",
+)(plot.command)
 app.command("info", epilog="Example: recon info captures")(info.command)
 
 
