@@ -284,3 +284,36 @@ HEADED = {
     "tokens before heads": lambda x: x.transpose(1, 2),
     "heads merged": merged,
 }
+
+
+# -- every site under its own names ---------------------------------------------
+
+
+def everything(names: Callable[[Site], str], sites: frozenset[Site]) -> Capture:
+    """Return what captures all of some sites, and calls them what ``names`` says."""
+
+    def capture(model, input_ids):
+        with torch.no_grad(), recon.capture(model) as recorder:
+            model(input_ids)
+        trace = recorder.trace
+        return {names(s): trace[s].clone() for s in sites if names(s)}
+
+    return capture
+
+
+VOCABULARIES: dict[str, Callable[[Site], str]] = {
+    "recon": str,
+    "Hugging Face": lambda s: s.hf,
+    "TransformerLens": lambda s: s.lens,
+}
+
+
+@given(recipe=recipes(), vocabulary=st.sampled_from(sorted(VOCABULARIES)))
+def test_every_site_is_right_under_its_own_name(recipe: Recipe, vocabulary: str):
+    trace = probe(recipe)
+    assume(all(trace[site].isfinite().all() for site in shown(trace)))
+    capture = everything(VOCABULARIES[vocabulary], frozenset(shown(trace)))
+    report = recon.audit(capture, recipe.build())
+    note("\n".join(f"{f.rule.code} {f.message} {f.places}" for f in report.findings))
+    assert report.verdict == "clean"
+    assert {tensor.status for tensor in report.tensors} == {"right"}

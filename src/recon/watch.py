@@ -57,6 +57,10 @@ class Held:
     version: int
     checksum: int
     wants_grad: bool
+    shape: torch.Size
+    dtype: torch.dtype
+    gradient: Tensor | None
+    hooks: frozenset[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,7 @@ def changes(before: State, after: State) -> Iterator[Change]:
             words = "" if name in _RANDOM else f"was {was}, is {after.process[name]}"
             yield Change(rule, name, words)
     for name, was in before.code.items():
-        if after.code.get(name) is not was:
+        if after.code.get(name, was) is not was:
             yield Change("forward-replaced", name, "is another function")
 
 
@@ -149,13 +153,29 @@ def _weight_changes(
         if was is None or now is None:
             words = "is new" if was is None else "is gone"
             yield Change("weights-changed", name, words)
-        elif was.checksum != now.checksum or was.tensor.shape != now.tensor.shape:
-            yield Change("weights-changed", name, "holds other values")
+        elif was.checksum != now.checksum or was.shape != now.shape:
+            yield Change("weights-changed", name, _other_values(was, now))
         elif was.tensor is not now.tensor:
             yield Change("weights-changed", name, "is another tensor of equal values")
         elif was.wants_grad != now.wants_grad:
             words = f"requires_grad was {was.wants_grad}, is {now.wants_grad}"
             yield Change("requires-grad-changed", name, words)
+        elif was.gradient is not now.gradient:
+            yield Change("requires-grad-changed", name, "holds another gradient")
+        if was is not None and now is not None and was.hooks != now.hooks:
+            more = len(now.hooks - was.hooks)
+            rule = "hooks-left" if more else "hooks-removed"
+            words = f"{more} hooks on the tensor" if more else "a hook on the tensor"
+            yield Change(rule, name, words)
+
+
+def _other_values(was: Held, now: Held) -> str:
+    """Say how a parameter differs: in dtype, in shape or in what it holds."""
+    if was.dtype != now.dtype:
+        return f"was {was.dtype}, is {now.dtype}".replace("torch.", "")
+    if was.shape != now.shape:
+        return f"was of shape {tuple(was.shape)}, is of {tuple(now.shape)}"
+    return "holds other values"
 
 
 class Keeper:
@@ -186,8 +206,7 @@ class Keeper:
             for name in dir(torch_module)
             if name.startswith("_global") and name.endswith("hooks")
         }
-        config = getattr(model, "config", None)
-        self._config = dict(config.__dict__) if config is not None else {}
+        self._configs = [(c, dict(vars(c))) for _, c in _configs(model)]
 
     def unpickled(self) -> Iterator[Change]:
         """Say if the model could be pickled at first, and cannot be now."""
@@ -201,19 +220,23 @@ class Keeper:
             self._module_back(self.state.modules[path], path, table)
         for name, hooks in self._global.items():
             _refill(getattr(torch_module, name), hooks)
-        config = getattr(self._model, "config", None)
-        if config is not None:
+        for config, values in self._configs:
             config.__dict__.clear()
-            config.__dict__.update(self._config)
+            config.__dict__.update(values)
         for name, held in _by_name(self.state):
             held.tensor.requires_grad_(held.wants_grad)
+            if held.tensor.grad is not held.gradient:
+                held.tensor.grad = held.gradient
+            for hooks in _tensor_hooks(held.tensor):
+                for key in [key for key in hooks if key not in held.hooks]:
+                    del hooks[key]
             now = seen.weights.get(name)
             if now is None or now.checksum != held.checksum:
                 _write(held.tensor, self._values[name])
         for name, (_, write) in _PROCESS.items():
             write(self.state.process[name])
         for name, code in self.state.code.items():
-            if seen.code.get(name) is not code:
+            if seen.code.get(name, code) is not code:
                 owner, _, attribute = name.rpartition(".")
                 setattr(_owner(owner), attribute, code)
         return seen
@@ -297,7 +320,21 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _held(tensor: Tensor) -> Held:
     version = -1 if tensor.is_inference() else tensor._version
-    return Held(tensor, version, _checksum(tensor), tensor.requires_grad)
+    return Held(
+        tensor,
+        version,
+        _checksum(tensor),
+        tensor.requires_grad,
+        tensor.shape,
+        tensor.dtype,
+        tensor.grad if tensor.is_leaf else None,
+        frozenset(key for hooks in _tensor_hooks(tensor) for key in hooks),
+    )
+
+
+def _tensor_hooks(tensor: Tensor) -> Iterator[dict[int, Any]]:
+    for table in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        yield getattr(tensor, table, None) or {}
 
 
 def _checksum(tensor: Tensor) -> int:
@@ -323,9 +360,19 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
-    known = dict(getattr(config, "__dict__", {}))
-    return {key: repr(value) for key, value in known.items()}
+    return {
+        f"{above}{key}": repr(value)
+        for above, config in _configs(model)
+        for key, value in vars(config).items()
+    }
+
+
+def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what configures a model and its generation, with what its keys go by."""
+    for above, name in (("", "config"), ("generation_config.", "generation_config")):
+        config = getattr(model, name, None)
+        if config is not None:
+            yield above, config
 
 
 def _code(modules: Iterable[nn.Module]) -> dict[str, Any]:
@@ -333,15 +380,15 @@ def _code(modules: Iterable[nn.Module]) -> dict[str, Any]:
     classes = {kind for module in modules for kind in type(module).__mro__}
     kinds = [kind for kind in classes if kind.__module__.startswith(_WATCHED)]
     files = {kind.__module__ for kind in kinds if "gpt2" in kind.__module__}
-    found = {
+    found: dict[str, Any] = {
         f"{kind.__module__}.{kind.__qualname__}.{name}": value
         for kind in kinds
         for name, value in vars(kind).items()
         if inspect.isfunction(value)
     }
-    for file in files:
+    for file in (*files, "torch.nn.functional"):
         for name, value in vars(sys.modules[file]).items():
-            if inspect.isfunction(value):
+            if inspect.isroutine(value):
                 found[f"{file}.{name}"] = value
     return found
 

@@ -47,13 +47,15 @@ class Reading:
 class Claim:
     """A name and its readings, the most natural first; none: it promises nothing.
 
-    ``family`` is the name without its number; ``strict`` names have one meaning.
+    ``family`` is the name without its number; ``strict`` names have one meaning,
+    ``soft`` ones hold words that recon does not know: they may mean something else.
     """
 
     name: str
     readings: tuple[Reading, ...]
     family: str
     strict: bool = False
+    soft: bool = False
 
 
 class Reader:
@@ -92,7 +94,8 @@ class Reader:
         if self._names != "auto":
             return Claim(name, (), family)
         readings = tuple(self._loose(name, entries))
-        return Claim(name, tuple(dict.fromkeys(readings)), family)
+        soft = not _KNOWN.issuperset(w for w in _words(name) if not w.isdigit())
+        return Claim(name, tuple(dict.fromkeys(readings)), family, soft=soft)
 
     def exists(self, place: Site) -> bool:
         """Whether the model has a block of this number."""
@@ -108,6 +111,11 @@ class Reader:
                 yield from (Reading(place, form) for form in forms)
 
     def _strict(self, name: str) -> tuple[Reading, ...]:
+        if name.split(".")[-1] == "last_hidden_state":
+            return (Reading(self.last),)
+        if (entry := _CACHE.search(name)) is not None:
+            held = Site(f"attn.{'kv'[int(entry[2])]}", int(entry[1]))
+            return (Reading(held),) if self.exists(held) else ()
         for spelling in _spellings(name):
             if (state := _STATE.fullmatch(spelling)) is not None:
                 place = self.state(int(state[1]))
@@ -123,13 +131,16 @@ class Reader:
             return (Reading(place), *_other_forms(spelling, place))
         return ()
 
+    @property
+    def last(self) -> Site:
+        """The site of the last entry of hidden_states, and of last_hidden_state."""
+        return Site("ln_f") if self._tied else Site("resid_post", self._depth - 1)
+
     def state(self, number: int) -> Site | None:
         """Return the site of an entry of hidden_states."""
         if 0 <= number < self._depth:
             return Site("resid_pre", number)
-        if number == self._depth:
-            return Site("ln_f") if self._tied else Site("resid_post", number - 1)
-        return None
+        return self.last if number == self._depth else None
 
     # -- loose names -----------------------------------------------------------
 
@@ -144,7 +155,8 @@ class Reader:
             parts = _HEADS
         elif bare <= _WEAK:
             # Captures of a function mlp_outputs may well be called layer_3.
-            parts = (*parts, *_parts(self._context))
+            first = () if bare else ("resid_post",)
+            parts = (*parts, *first, *_parts(self._context))
         if not numbers:
             yield from (
                 Reading(Site(part), convention=part)
@@ -178,6 +190,7 @@ def _in_block(part: str) -> bool:
     return Site(part, 0).depth[0] == 1
 
 
+_CACHE = re.compile(r"past_key_values?\.(\d+)\.([01])$")
 _STATE = re.compile(r"hidden_states?[.\[](\d+)\]?")
 
 
@@ -240,6 +253,34 @@ _ATTENTION = frozenset({"attn", "attention", "attentions", "attns", "sa", "mha"}
 _MLP = frozenset({"mlp", "ffn", "ff", "feedforward", "mlps"})
 _IN = frozenset({"in", "input", "inp", "inputs", "pre", "before"})
 _OUT = frozenset({"out", "output", "outputs", "post", "after"})
+
+# All words whose meaning is known; a name that holds others may mean anything.
+_KNOWN = (
+    _STATES
+    | _WEAK
+    | _ATTENTION
+    | _MLP
+    | _IN
+    | _OUT
+    | frozenset(
+        (
+            "logits", "logit", "wpe", "pos", "position", "positional", "wte", "tok",
+            "token", "tokens", "embed", "embedding", "embeddings", "emb", "lnf",
+            "ln", "f", "final", "lnone", "normone", "layernormone", "lntwo",
+            "normtwo", "layernormtwo", "fc", "c", "proj", "qkv", "pattern",
+            "patterns", "probs", "weights", "scores", "score", "q", "query",
+            "queries", "k", "key", "keys", "v", "value", "values", "z", "mid",
+            "middle", "act", "acts", "neurons", "neuron", "gelu", "norm",
+            "layernorm", "last", "first", "mean", "avg", "average", "pooled", "max",
+            "row", "rows", "sample", "example", "prompt", "batch", "b", "t", "d",
+            "transformer", "gpt", "model", "decoder", "hook", "feature", "features",
+            "feat", "feats", "vector", "vec", "vectors", "repr", "representation",
+            "representations", "cache", "captured", "capture", "store", "stored",
+            "tensor", "tensors", "data", "result", "results", "number", "num", "no",
+            "idx", "index",
+        )
+    )
+)  # fmt: skip
 
 
 def _parts(words: frozenset[str]) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 Kind: TypeAlias = Literal["at", "from", "until"]
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Elements that are hashed at once: they are to stay in the cache of a core.
+_AT_ONCE = 2**15
 # Odd constants of the finaliser of MurmurHash3 (Appleby), as signed numbers.
 _FIRST = -0xAE502812AA7333
 _SECOND = -0x3B314601E57A13AD
@@ -57,12 +59,20 @@ WHOLE = Part()
 
 def hashes(tensor: Tensor) -> Tensor:
     """Return a hash (int64) for each element; equal values of one dtype hash alike."""
+    values = tensor.detach().cpu().contiguous()
+    found = torch.empty(values.shape, dtype=torch.int64)
+    flat, into = values.reshape(-1), found.reshape(-1)
+    for start in range(0, len(flat), _AT_ONCE):
+        _mix(flat[start : start + _AT_ONCE], into[start : start + _AT_ONCE])
+    return found
+
+
+def _mix(values: Tensor, into: Tensor) -> None:
     # Adding zero makes a negative zero positive.
-    values = tensor.detach().cpu() + 0
-    bits = values.contiguous().view(_BITS[values.element_size()]).long()
-    bits = (bits ^ (bits >> 29)) * _FIRST
-    bits = (bits ^ (bits >> 32)) * _SECOND
-    return bits ^ (bits >> 29)
+    into.copy_((values + 0).view(_BITS[values.element_size()]))
+    into.bitwise_xor_(into >> 29).mul_(_FIRST)
+    into.bitwise_xor_(into >> 32).mul_(_SECOND)
+    into.bitwise_xor_(into >> 29)
 
 
 def digest(tensor: Tensor) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from torch import Tensor
+
 from recon.auditing.calls import Call
 from recon.auditing.findings import Finding
 from recon.auditing.near import apart
@@ -70,7 +72,12 @@ def _left_behind(call: Call) -> Iterator[Finding]:
             continue  # dropout draws, too
         if call.situation.raises and name == "hooks-left":
             name = "hooks-left-after-error"
-        by_rule[name, _after_error(call, one)].append(one)
+        grave = _after_error(call, one)
+        if call.situation.train and name == "mode-changed":
+            grave = "note"  # everybody calls eval(), mostly on a model in eval mode
+        if name == "requires-grad-changed" and "gradient" in one.words:
+            grave = grave or "warning"
+        by_rule[name, grave].append(one)
     for (name, severity), found in by_rule.items():
         shown = "; ".join(
             f"{one.place or 'the model'}: {one.words}" if one.words else one.place
@@ -169,7 +176,18 @@ def _changed(
     total = call.situation.rows
     far = apart(known, found) if found.shape == known.shape else float("inf")
     evidence = {"size": far, "rows": len(rows)}
-    if rows and len(rows) < total:
+    how, meant = _how(trace, clean, alias, place)
+    mask = call.situation.inputs.get("attention_mask")
+    if mask is not None and rows and rows == _padded(mask):
+        return finding(
+            "padding-taken",
+            f"the model computes something else from {place} on, in the padded rows "
+            "only",
+            places=[str(place)],
+            run=call.situation.name,
+        )
+    # output[0] of a tensor is row 0; whole tensors may have rows that stay the same.
+    if rows and len(rows) < total and (rows == [0] or not meant):
         which = ", ".join(map(str, rows))
         return finding(
             "changes-some-rows",
@@ -179,7 +197,6 @@ def _changed(
             run=call.situation.name,
             evidence=evidence,
         )
-    how, meant = _how(trace, clean, alias, place)
     return finding(
         "changes-result",
         f"the model computes something else from {place} on ({how}), off by "
@@ -189,6 +206,10 @@ def _changed(
         severity="note" if meant else "warning",
         evidence=evidence,
     )
+
+
+def _padded(mask: Tensor) -> list[int]:
+    return [row for row, seen in enumerate(mask.bool().all(1).tolist()) if not seen]
 
 
 def _how(trace: Trace, clean: Trace, alias: Trace, place: Site) -> tuple[str, bool]:

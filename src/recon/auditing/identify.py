@@ -147,7 +147,18 @@ class Catalogue:
                 if hit is not None and hit.layout.honest:
                     return hit
                 odd += [hit] if hit is not None else []
-        return odd[0] if odd else None
+        return odd[0] if odd else self._weight(found)
+
+    def _weight(self, found: Tensor) -> Exact | None:
+        """Return the weight of a module that a tensor is, whole."""
+        values = found.detach().cpu()
+        whole = ((number, WHOLE) for number in self._weights.whole(values, None))
+        hits = _laid_out(self._weights, whole, values, None)
+        return hits[0] if hits else None
+
+    @cached_property
+    def _weights(self) -> Shelf:
+        return Shelf(quantities.weights(self.current[0]) if self.current else ())
 
     def _views(self, found: Tensor) -> Iterator[tuple[Tensor, torch.dtype | None]]:
         """Yield the tensor in the model's dtype, and the roundings it may have seen."""
@@ -232,8 +243,9 @@ class Catalogue:
     @cached_property
     def _near_sites(self) -> Neighbourhood:
         trace = self.current[0]
+        others = (q for q in self._sites if q.site not in trace)
         return Neighbourhood(
-            [*quantities.computed(trace), *quantities.missplit(trace)],
+            [*quantities.computed(trace), *quantities.missplit(trace), *others],
             quantities.parameters(trace),
         )
 
@@ -257,9 +269,8 @@ class Catalogue:
     def _formulas(self, wanted: tuple[Site, ...]) -> Neighbourhood:
         made = [
             one
-            for trace in self.current[:1]
             for place in dict.fromkeys(wanted)
-            if place in trace
+            for trace in [t for t in self.current if place in t][:1]
             for one in quantities.other_formulas(trace, place, deep=True)
         ]
         return Neighbourhood(made)

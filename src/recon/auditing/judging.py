@@ -21,7 +21,7 @@ from recon.auditing.calls import Call
 from recon.auditing.claims import Claim, Reader, Reading
 from recon.auditing.identify import Catalogue, Exact
 from recon.auditing.near import Near, allowance, apart, merged
-from recon.auditing.passes import changed_values, same_bits
+from recon.auditing.passes import alike, changed_values, same_bits
 from recon.auditing.quantities import Quantity
 from recon.auditing.returned import unstacked
 from recon.auditing.rules import Severity
@@ -34,6 +34,13 @@ from recon.trace import Trace, sources
 _ON_PURPOSE = frozenset(
     {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
 )
+# As many equal values are no accident, and what is further away than this is not near.
+_SOME, _FAR = 0.02, 0.5
+# What is wrong only if the name means what recon takes it for.
+_DOUBTFUL = frozenset(
+    {"unexplained", "wrong-formula", "wrong-terms", "wrong-shape", "other-run",
+     "wrong-tokens", "dropped-batch"}
+)  # fmt: skip
 _ANOTHER_ORDER = "the rows in another order"
 # No certified bound of an honest computation is as wide as this.
 _HOPELESS = 0.05
@@ -170,12 +177,21 @@ class Judge:
         for reading in usable:
             match = found.get(reading)
             if match is not None:
-                return self._accept(claim, tensor, reading, match)
+                return self._softly(self._accept(claim, tensor, reading, match))
         blank = Judgement(claim.name, tensor, claim)
         likeliest = [*usable, *claim.readings][:1]
         if not likeliest:
             return self._unclaimed(blank)
-        return self._refuse(replace(blank, reading=likeliest[0]))
+        return self._softly(self._refuse(replace(blank, reading=likeliest[0])))
+
+    def _softly(self, one: Judgement) -> Judgement:
+        """Call a tensor unclaimed if only words that nobody knows make it wrong."""
+        # A key that is but a number may stand for anything of a block.
+        number = one.name.isdigit() and one.rule == "wrong-site"
+        if not number and (not one.claim.soft or one.rule not in _DOUBTFUL):
+            return one
+        note = ("unclaimed", one.sentence)
+        return replace(one, reading=None, rule="", severity=None, notes=(note,))
 
     # -- does it agree with a reading? -------------------------------------------
 
@@ -196,7 +212,7 @@ class Judge:
         exact = self._exact(tensor, [r.site for r in claim.readings])
         if exact is not None and not reading.form:
             same = [exact.quantity, *exact.ties]
-            for one in same:
+            for one in sorted(same, key=lambda one: one.site != reading.site):
                 meant = one.site in (reading.site, _received(reading.site))
                 if meant and not one.run and not one.form:
                     return _Match(replace(exact, quantity=one))
@@ -282,6 +298,8 @@ class Judge:
         late = self._overwritten(one, exact)
         if late:
             return replace(one, rule="overwritten", sentence=late, severity="warning")
+        if self._as_by_itself(one):
+            return replace(one, notes=tuple(_remarks(one, exact)))
         if self._fewer_tokens(exact):
             said = f"{sentence}, in a pass on some of the tokens"
             return replace(one, rule="wrong-tokens", sentence=said)
@@ -300,6 +318,17 @@ class Judge:
             return replace(one, rule="padding-taken", sentence=said)
         return replace(one, notes=tuple(_remarks(one, exact)))
 
+    def _as_by_itself(self, one: Judgement) -> bool:
+        """Whether the model by itself computes the same, whatever pass this is from."""
+        clean, reading = self._call.clean, one.reading
+        if clean is None or reading is None:
+            return False
+        made = quantities.derived(clean, reading.site, reading.form)
+        whole = made is not None and one.tensor.shape == made.tensor.shape
+        if made is None or not whole or self._call.situation.train:
+            return False
+        return self._close(one.tensor, made, clean) is not None
+
     def _lost_rows(self, one: Judgement, exact: Exact) -> bool:
         rows, held = self._call.situation.rows, exact.held
         first = held.get("B") == 0 or self._rows_of(exact) < rows
@@ -308,7 +337,9 @@ class Judge:
         if exact.picked or exact.taken:
             return False
         words = set(one.name.lower().replace(".", "_").replace("-", "_").split("_"))
-        meant = bool(words & _ON_PURPOSE)
+        lists = self._call.returned.lists
+        listed = lists.get(one.name.rpartition(".")[0]) == rows
+        meant = listed or bool(words & _ON_PURPOSE)
         return not meant and (self._call.hooks > 0 or one.claim.strict)
 
     def _rows_of(self, exact: Exact) -> int:
@@ -384,6 +415,8 @@ class Judge:
             late = (("other-run", sentence),) if exact.quantity.run else ()
             if late:
                 return replace(one, rule="other-run", sentence=sentence, found=found)
+        elif torch.equal(one.tensor, self._call.situation.inputs["input_ids"]):
+            sentence, found = f"`{one.name}` is input_ids", "input_ids"
         else:
             near = self._catalogue.near(one.tensor, (), lambda q: False)
             sentence, found = _in_words(one.name, near)
@@ -436,7 +469,8 @@ class Judge:
             return replace(one, rule="wrong-shape", sentence=words)
         one = replace(one, evidence={"distance": near.distance})
         if near.how == "nearest":
-            return replace(one, rule="unexplained")
+            words = f"{sentence}{self._partly(one, claimed)}"
+            return replace(one, rule="unexplained", sentence=words)
         if near.how == "sum":
             return replace(one, rule="wrong-terms")
         if near.how == "scaled":
@@ -445,6 +479,16 @@ class Judge:
         if quantity.site == claimed or quantity.form:
             return replace(one, rule="wrong-formula")
         return replace(one, rule=_other_site(quantity.site, claimed))
+
+    def _partly(self, one: Judgement, claimed: Site) -> str:
+        """Say how many values of a tensor are those of the site, if some are."""
+        for trace in self._catalogue.current:
+            known = trace.get(claimed)
+            if known is not None and known.shape == one.tensor.shape:
+                share = float((known.cpu() == one.tensor.detach().cpu()).float().mean())
+                if share > _SOME:
+                    return f"; {share:.0%} of its values are those of {claimed}"
+        return ""
 
     def _reduced(self, one: Judgement, form: str) -> Judgement:
         """Take a mean for meant, unless it counts padding."""
@@ -512,13 +556,15 @@ def _foreign_inputs(trace: Trace, call: Call) -> str:
     given = call.situation.inputs["input_ids"]
     ids = trace.facts.ids.get(Site("wte"))
     if ids is None:
-        return ""
+        return _other_embeddings(trace, call)
     ids = ids.reshape(-1, ids.shape[-1])
     place = _block_of(given, ids)
     if place is None:
         return f"other tokens, {tuple(ids.shape)} of them"
     if ids.shape == given.shape and not torch.equal(ids, given):
         return _ANOTHER_ORDER
+    if call.clean is not None and trace.facts.ids.keys() - call.clean.facts.ids.keys():
+        return "token types that were not given"
     if _other_mask(trace, call):
         return "another attention mask"
     positions = trace.facts.ids.get(Site("wpe"))
@@ -529,6 +575,16 @@ def _foreign_inputs(trace: Trace, call: Call) -> str:
     wanted = clean[:, start:stop]
     same = (positions[:, : stop - start] == wanted[:1]).all()
     return "" if bool(same) else "other positions"
+
+
+def _other_embeddings(trace: Trace, call: Call) -> str:
+    """Say if what was handed in for the tokens' embeddings is another site."""
+    given, clean = trace.facts.given.get(Site("wte")), call.clean
+    if given is None or clean is None or alike(given, clean[Site("wte")]):
+        return ""
+    places = (s for s, known in clean.tensors.items() if alike(given, known))
+    place = next(places, None)
+    return "" if place is None else f"{place} for the tokens' embeddings"
 
 
 def _other_mask(trace: Trace, call: Call) -> bool:
@@ -598,8 +654,9 @@ def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
     one = replace(one, sentence=sentence, found=actual.label)
     if actual.run:
         return replace(one, rule="other-run")
-    if actual.form == "table":
-        return replace(one, rule="wrong-tokens")
+    if actual.form in ("table", "weight"):
+        name = "wrong-tokens" if actual.form == "table" else "wrong-site"
+        return replace(one, rule=name)
     if actual.form or actual.site in sources(claimed):
         return replace(one, rule="wrong-layout")
     return replace(one, rule=_other_site(actual.site, claimed))
@@ -626,6 +683,8 @@ def _remarks(one: Judgement, exact: Exact) -> Iterator[tuple[str, str]]:
 def _in_words(name: str, near: Near | None) -> tuple[str, str]:
     if near is None:
         return f"`{name}` has a shape that nothing in the model has", ""
+    if near.how == "nearest" and near.distance > _FAR:
+        return f"`{name}` is nothing that recon knows, nor near it", ""
     if near.how == "nearest":
         far = f"{near.distance:.2g} of its size away"
         return (

@@ -55,8 +55,16 @@ def layout(known: Tensor, axes: tuple[str, ...], found: Tensor) -> Layout | None
     for order in permutations(range(slim.ndim)):
         turned = slim.permute(order)
         if _equal(turned, target):
-            return _described(tuple(names[n] for n in order), turned.shape, target)
+            told = _described(tuple(names[n] for n in order), turned.shape, target)
+            return _strung(told, found) or told
     return _viewed(slim, names, target) or _shuffled(slim, names, target)
+
+
+def _strung(told: Layout, found: Tensor) -> Layout | None:
+    """Say if rows were put one after another along the tokens of a batch of one."""
+    if "B*T" not in told.axes or found.ndim != len(told.axes) + 1 or len(found) > 1:
+        return None
+    return Layout(told.axes, False, "with the rows strung along the tokens of one")
 
 
 def _viewed(slim: Tensor, names: tuple[str, ...], target: Tensor) -> Layout | None:

@@ -212,8 +212,7 @@ class Neighbourhood:
             gaps = base - sign * 2 * onto[None, :] + sign * 2 * gram
             # At least one of the two is a site as it is; a pair is found once.
             usable = plain[:, None] | plain[None, :]
-            if sign > 0:
-                usable = usable.triu(1)
+            usable = usable.triu(1) if sign > 0 else usable.fill_diagonal_(False)
             gaps = gaps.masked_fill(~usable, float("inf"))
             tried = min(_PAIRS_TRIED, gaps.numel())
             for place in gaps.flatten().topk(tried, largest=False).indices.tolist():

@@ -134,6 +134,8 @@ def _by_head(trace: Trace, place: Site) -> Quantity | None:
     maker, z = trace.facts.makers.get(place), place.at("attn.z")
     if place.part != "attn.out" or not isinstance(maker, Linear) or z not in trace:
         return None
+    if not _fits(maker, [trace[z]]):
+        return None
     heads = trace[z].transpose(1, 2)
     weight = maker.weight.detach().view(*heads.shape[2:], -1)
     each = torch.einsum("bthd,hde->bthe", heads, weight)
@@ -177,11 +179,11 @@ def reshaped(trace: Trace) -> Iterator[Quantity]:
         x = trace[place]
         for words, make in _UNARY.items():
             yield Quantity(place, make(x), axes_of(place), words)
-        if final is not None and place.part != "resid_mid":
+        if final is not None and _fits(final, [x]) and place.part != "resid_mid":
             yield Quantity(place, _apply(final, x), axes_of(place), "after ln_f")
     for place in trace.sites:
         maker = trace.facts.makers.get(place)
-        if isinstance(maker, LayerNorm):
+        if isinstance(maker, LayerNorm) and _fits(maker, [trace[place]]):
             yield Quantity(
                 place, _apply(maker, trace[place]), axes_of(place), "normalized twice"
             )
@@ -207,6 +209,15 @@ def tables(trace: Trace) -> Iterator[Quantity]:
         maker = trace.facts.makers.get(place)
         if isinstance(maker, Lookup):
             yield Quantity(place, maker.table.detach(), (axis, "D"), "table")
+
+
+def weights(trace: Trace) -> Iterator[Quantity]:
+    """Yield the weights of the modules, each under the site that it makes."""
+    for place, maker in trace.facts.makers.items():
+        weight = getattr(maker, "weight", None)
+        if isinstance(weight, Tensor):
+            axes = ("in", "out") if weight.ndim == 2 else ("D",)
+            yield Quantity(place, weight.detach(), axes, "weight")
 
 
 def reductions(
@@ -283,6 +294,8 @@ def other_formulas(
     if (each := _by_head(trace, place)) is not None:
         yield each
     inputs = [trace[i] for i in identity.inputs]
+    if not _fits(identity.op, inputs):
+        return
     named = Quantity(place, inputs[0] if inputs else trace[place], axes_of(place))
     for words, tensor in _others(identity, inputs, trace):
         yield replace(named, tensor=tensor, form=words)
@@ -292,6 +305,12 @@ def other_formulas(
         if deep:
             for words, tensor in _of_other_forms(identity, inputs[0], trace):
                 yield replace(named, tensor=tensor, form=words)
+
+
+def _fits(op: object, inputs: Sequence[Tensor]) -> bool:
+    """Whether an op's weights still have the dtype of what a pass computed."""
+    weight = getattr(op, "weight", None)
+    return weight is None or not inputs or weight.dtype == inputs[0].dtype
 
 
 def _of_other_inputs(
@@ -334,6 +353,9 @@ def _others(
             yield f"with {name} for {op.name}", act(inputs[0])
     elif isinstance(op, Unembed):
         scores = trace[identity.site]
+        table = getattr(trace.facts.makers.get(Site("wte")), "table", None)
+        if table is not None and table is not op.weight:
+            yield "made with wte for lm_head", F.linear(op.rows(inputs[0]), table)
         yield "after softmax", scores.softmax(-1)
         yield "after log-softmax", scores.log_softmax(-1)
     elif isinstance(op, Linear):

@@ -244,8 +244,9 @@ RULES = (
         "RC213",
         "requires-grad-changed",
         "error",
-        "Parameters require gradients where they did not, or the other way round.",
-        "Use torch.no_grad, or put requires_grad back.",
+        "Parameters require or hold gradients where they did not, or the other way "
+        "round.",
+        "Use torch.no_grad, or put requires_grad back; zero_grad() after backward().",
     ),
     Rule(
         "RC214",

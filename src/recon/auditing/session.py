@@ -223,12 +223,14 @@ class _Session:
 
     def _structure(self, call: Call) -> None:
         returned, run = call.returned, call.situation.name
-        for name in returned.empty:
+        if returned.empty:
+            first, more = returned.empty[0], len(returned.empty) - 1
             words = (
-                f"`{name}` holds nothing" if name else "the function returned nothing"
+                f"`{first}` holds nothing" if first else "the function returned nothing"
             )
+            words += f" (and {more} more so)" if more else ""
             self._found.append(
-                finding("nothing-captured", words, places=[name], run=run)
+                finding("nothing-captured", words, places=returned.empty, run=run)
             )
         if not returned.tensors and not returned.empty:
             words = "the function returned no tensor"
@@ -244,9 +246,8 @@ class _Session:
             return
         depth = gpt2.base(self.model).config.n_layer
         for name, length in call.returned.lists.items():
-            promised = reader.read(f"{name}.0").readings
-            in_blocks = [r for r in promised if r.site.layer is not None]
-            if in_blocks and length not in (depth, depth + 1):
+            over_blocks = _layers(reader, f"{name}.0") != _layers(reader, f"{name}.1")
+            if over_blocks and length not in (depth, depth + 1):
                 words = (
                     f"`{name}` has {length} entries; the model has {depth} blocks, and "
                     f"{depth + 1} hidden states"
@@ -259,12 +260,15 @@ class _Session:
 
     def _keys(self, call: Call, main: Call) -> None:
         before, now = main.returned, call.returned
+        ragged = _by_row(main) & _by_row(call)
         grown = [
             name
             for name, length in now.lists.items()
-            if length > before.lists.get(name, length)
+            if length > before.lists.get(name, length) and name not in ragged
         ]
         longer = len(now.tensors) > len(main.returned.tensors)
+        if ragged:
+            return  # a list of prompts is as long as the batch
         if grown or (longer and set(before.tensors) < set(now.tensors)):
             name = grown[0] if grown else ""
             sizes = f"{len(before.tensors)} tensors at first, {len(now.tensors)} now"
@@ -377,9 +381,10 @@ class _Session:
                 words = (
                     f"`{varied[0]}` is another tensor when the same prompt runs again"
                 )
-                yield finding(
-                    "not-repeatable", words, places=varied, run=call.situation.name
-                )
+                name = "not-repeatable"
+                if _larger(main, call, varied[0]):
+                    name, words = "grows", f"`{varied[0]}` grows with each call"
+                yield finding(name, words, places=varied, run=call.situation.name)
 
     def _varied(self, main: Call, again: Call) -> Iterator[str]:
         """Yield names whose tensors differ by more than rounding between two calls."""
@@ -403,9 +408,24 @@ class _Session:
         return record(self.model, ids).facts.environment
 
 
+def _layers(reader: Reader, name: str) -> set[int | None]:
+    return {reading.site.layer for reading in reader.read(name).readings}
+
+
+def _by_row(call: Call) -> set[str]:
+    """Return the names of lists that have an entry for each prompt."""
+    rows = call.situation.rows
+    return {name for name, length in call.returned.lists.items() if length == rows}
+
+
 def _same_prompt(one: Call, other: Call) -> bool:
     a, b = one.situation.inputs, other.situation.inputs
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def _larger(before: Call, after: Call, name: str) -> bool:
+    first, second = before.returned.tensors[name], after.returned.tensors[name]
+    return second.numel() > first.numel()
 
 
 def _digests(call: Call) -> dict[str, int]:

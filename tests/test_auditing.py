@@ -1,0 +1,148 @@
+"""Parts of an audit by themselves: passes compared, hooks noted, captures certified."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import recon
+from recon import Site
+from recon.auditing.passes import first_changed, rows_changed
+from recon.auditing.registering import registrations
+from recon.verification import record as run
+
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
+
+def captured(model, ids):
+    """Return all captures of a run by name, none of them computed on demand."""
+    trace = run(model, input_ids=ids)
+    held = [s for s in trace.sites if trace.origin(s) != "derived"]
+    return {str(s): trace[s].clone() for s in held}
+
+
+def judged(captures, model, ids):
+    return recon.audit_captures(captures, model, inputs={"input_ids": ids})
+
+
+# -- captures from elsewhere -----------------------------------------------------------
+
+
+def test_captures_are_certified_from_each_other(model, ids):
+    report = judged(captured(model, ids), model, ids)
+    assert report.verdict == "clean"
+    assert {one.by for one in report.tensors} == {"certify"}
+
+
+def test_a_capture_without_its_inputs_is_judged_by_the_models_own_run(model, ids):
+    one = captured(model, ids)["h.1.mlp.pre"]
+    report = judged({"h.1.mlp.pre": one}, model, ids)
+    assert report.verdict == "clean"
+    assert [one.by for one in report.tensors] == ["run"]
+
+
+def test_certify_sees_an_error_that_is_small_enough_for_another_machine(model, ids):
+    captures = captured(model, ids)
+    damaged = captures["h.1.mlp.pre"].clone()
+    damaged[0, 3, 4] += 5e-5 * damaged.std()
+    assert judged({"h.1.mlp.pre": damaged}, model, ids).verdict == "clean"
+    report = judged(captures | {"h.1.mlp.pre": damaged}, model, ids)
+    (finding,) = report.findings
+    assert finding.places == ("h.1.mlp.pre",)
+    assert finding.evidence["bound_ratio"] > 1
+    # What the model makes of the damaged capture is right by the model's own run.
+    assert {one.status for one in report.tensors} == {"right", "wrong"}
+
+
+def test_captures_of_a_wider_dtype_that_were_narrowed_are_clean(model, ids):
+    captures = captured(model.double(), ids)
+    narrow = {name: tensor.float() for name, tensor in captures.items()}
+    assert judged(narrow, model.float(), ids).verdict == "clean"
+
+
+def test_swapped_captures_are_named_although_their_sources_are_there(model, ids):
+    captures = captured(model, ids)
+    q, k = captures["h.1.attn.q"], captures["h.1.attn.k"]
+    report = judged(captures | {"h.1.attn.q": k, "h.1.attn.k": q}, model, ids)
+    assert [f.rule.name for f in report.findings] == ["wrong-site", "wrong-site"]
+
+
+# -- passes ------------------------------------------------------------------------
+
+
+def test_a_pass_that_lays_its_cache_out_otherwise_is_no_other_pass(model, ids):
+    with torch.no_grad(), recon.capture(model) as recorder:
+        model(ids, use_cache=True)
+    assert first_changed(recorder.trace, run(model, input_ids=ids)) is None
+
+
+def test_rounding_that_grew_through_the_blocks_is_told_from_an_edit(model, ids):
+    clean = run(model, input_ids=ids)
+    place = Site("ln_f")
+    far = clean[place] + 5e-5 * clean[place].std()
+    grown = clean.replace(Site("resid_post", 2), clean["h.2.resid_post"])
+    edited = grown.replace(place, far)
+    assert first_changed(grown, clean) is None
+    assert first_changed(edited, clean) == place
+
+
+def test_only_the_rows_that_were_edited_count_as_changed(model, ids):
+    clean = run(model, input_ids=ids)
+    state = clean["h.1.resid_pre"].clone()
+    state[1] += 0.1
+    # All rows differ from the clean run by rounding, as with another kernel.
+    other = clean.replace("h.0.resid_post", clean["h.0.resid_post"] * (1 + 1e-5))
+    edited = other.replace("h.1.resid_pre", state * (1 + 1e-5))
+    assert rows_changed(edited, clean, Site("resid_pre", 1)) == [1]
+
+
+# -- hooks -------------------------------------------------------------------------
+
+
+def test_a_hook_that_a_context_manager_registers_is_known_as_such(model):
+    @contextmanager
+    def hooked():
+        handle = model.transformer.register_forward_hook(lambda *seen: None)
+        yield handle
+        handle.remove()
+
+    with registrations() as seen:
+        plain = model.register_forward_hook(lambda *seen: None)
+        with hooked() as managed:
+            pass
+    plain.remove()
+    assert seen.keys == {plain.id, managed.id}
+    assert seen.managed == {managed.id}
+
+
+def test_a_model_that_was_resized_is_put_back(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def capture(model, input_ids):
+        model.resize_token_embeddings(model.config.vocab_size + 1)
+        with torch.no_grad():
+            return {"logits": model(input_ids).logits}
+
+    report = recon.audit(capture, model, effort="quick")
+    found = {finding.rule.name for finding in report.findings}
+    assert "weights-changed" in found
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_gradients_and_hooks_on_parameters_are_seen_and_taken_away(model):
+    weight = model.transformer.wpe.weight
+
+    def capture(model, input_ids):
+        weight.register_hook(lambda grad: None)
+        out = model(input_ids, labels=input_ids)
+        out.loss.backward()
+        return {"logits": out.logits.detach()}
+
+    report = recon.audit(capture, model, effort="quick")
+    found = {finding.rule.name for finding in report.findings}
+    assert {"hooks-left", "requires-grad-changed"} <= found
+    assert weight.grad is None
+    assert not weight._backward_hooks
