@@ -146,3 +146,78 @@ def test_gradients_and_hooks_on_parameters_are_seen_and_taken_away(model):
     assert {"hooks-left", "requires-grad-changed"} <= found
     assert weight.grad is None
     assert not weight._backward_hooks
+
+
+# -- odd functions -------------------------------------------------------------------
+
+
+def found(function, model):
+    report = recon.audit(function, model, effort="quick")
+    return {finding.rule.name: finding for finding in report.findings}
+
+
+def test_a_function_that_exits_raises(model):
+    def capture(model, input_ids):
+        raise SystemExit(3)
+
+    assert "SystemExit: 3" in found(capture, model)["raises"].message
+
+
+def test_a_sparse_tensor_is_told_as_one(model):
+    def capture(model, input_ids):
+        with torch.no_grad():
+            return {"logits": model(input_ids).logits.to_sparse()}
+
+    assert "a sparse tensor" in found(capture, model)["nothing-captured"].message
+
+
+def test_a_model_without_its_blocks_is_told_and_put_back(model):
+    blocks = model.transformer.h
+
+    def capture(model, input_ids):
+        with torch.no_grad():
+            out = {"logits": model(input_ids).logits}
+        del model.transformer.h
+        return out
+
+    assert "forward-replaced" in found(capture, model)
+    assert model.transformer.h is blocks
+
+
+def test_ids_that_go_by_name_only_are_passed_so(model):
+    def capture(model, *, input_ids):
+        with torch.no_grad():
+            return {"logits": model(input_ids).logits}
+
+    assert not found(capture, model)
+
+
+def test_a_number_for_a_name_promises_nothing(model):
+    def capture(model, input_ids):
+        with torch.no_grad(), recon.capture(model) as recorder:
+            model(input_ids)
+        return (recorder.trace["h.1.mlp_out"].clone(),)
+
+    assert set(found(capture, model)) == {"unclaimed"}
+
+
+def test_a_mask_of_ones_for_zeros_is_another_run(model):
+    def capture(model, input_ids):
+        with torch.no_grad():
+            mask = torch.zeros_like(input_ids)
+            out = model(input_ids, attention_mask=mask, output_hidden_states=True)
+        return {"hidden_states": out.hidden_states}
+
+    assert "another attention mask" in found(capture, model)["other-run"].message
+
+
+def test_rows_that_ran_in_another_order_must_be_put_back(model):
+    def capture(model, input_ids, back=False):
+        order = torch.arange(len(input_ids)).flip(0)
+        with torch.no_grad(), recon.capture(model) as recorder:
+            model(input_ids[order])
+        state = recorder.trace["h.1.resid_post"]
+        return {"h.1.resid_post": state[order] if back else state.clone()}
+
+    assert "order" in found(capture, model)["wrong-tokens"].message
+    assert not found(lambda model, input_ids: capture(model, input_ids, True), model)

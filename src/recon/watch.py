@@ -92,7 +92,7 @@ class State:
 
 def changes(before: State, after: State) -> Iterator[Change]:
     """Yield everything that is not as it was."""
-    yield from _hook_changes(before.found, after.found)
+    yield from _hook_changes(tuple(_on_kept(before, after)), after.found)
     yield from _module_changes(before, after)
     yield from _weight_changes(before.weights, after.weights)
     for key in sorted({*before.config, *after.config}):
@@ -107,6 +107,14 @@ def changes(before: State, after: State) -> Iterator[Change]:
     for name, was in before.code.items():
         if after.code.get(name, was) is not was:
             yield Change("forward-replaced", name, "is another function")
+
+
+def _on_kept(before: State, after: State) -> Iterator[Found]:
+    """Yield the hooks before, but for those on modules that are gone themselves."""
+    for one in before.found:
+        was, now = before.modules.get(one.module), after.modules.get(one.module)
+        if was is now:
+            yield one
 
 
 def _hook_changes(

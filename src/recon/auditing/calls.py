@@ -193,12 +193,29 @@ def _wanted(function: Function, ids: Tensor) -> dict[str, Tensor]:
     return {name: usual[name] for name in needed if name in usual}
 
 
+def _wants_name(function: Function) -> bool:
+    """Whether the ids can be passed as ``input_ids=`` only."""
+    try:
+        ids = inspect.signature(function).parameters.get("input_ids")
+    except (TypeError, ValueError):
+        return False
+    return ids is not None and ids.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def _broken(model: nn.Module) -> str:
+    try:
+        return gpt2.hidden_states_problem(model)
+    except AttributeError:
+        return ""  # the code took the blocks away, which is told by itself
+
+
 class Caller:
     """Calls one function on one model, and puts everything back after each call."""
 
     def __init__(self, function: Function, model: nn.Module) -> None:
         self._function, self._model = function, model
         self._takes = accepted(function)
+        self._by_name = _wants_name(function)
         self._keeper = Keeper(model)
         self._body = False
 
@@ -226,7 +243,7 @@ class Caller:
         with self._prepared(situation):
             with gpt2.hooks_of_its_own(self._model), copies, aliases:
                 run = self._run(situation)
-                broken = gpt2.hidden_states_problem(self._model)
+                broken = _broken(self._model)
             found = [*changes(run.before, run.after), *self._keeper.unpickled()]
         versions = {
             name: tensor._version
@@ -262,8 +279,8 @@ class Caller:
         with registrations() as registered:
             try:
                 with _silent():
-                    value = self._function(self._model, ids, **more)
-            except Exception as raised:  # the function's own: reported as a finding
+                    value = self._called(ids, more)
+            except (Exception, SystemExit) as raised:  # its own: told as a finding
                 caught = False
                 if not _interrupted(raised):
                     error, told = _words(raised), _told(raised)
@@ -272,6 +289,11 @@ class Caller:
         if value is None and not error and not situation.raises:
             returned.empty.append("")
         return _Run(returned, before, after, registered, caught, error, told)
+
+    def _called(self, ids: Tensor, more: Mapping[str, Tensor]) -> Any:
+        if self._by_name:
+            return self._function(self._model, input_ids=ids, **more)
+        return self._function(self._model, ids, **more)
 
     def _clean(self, situation: Situation) -> Trace | None:
         """Return what the model computes by itself, from the same random state."""

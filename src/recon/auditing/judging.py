@@ -187,7 +187,8 @@ class Judge:
     def _softly(self, one: Judgement) -> Judgement:
         """Call a tensor unclaimed if only words that nobody knows make it wrong."""
         # A key that is but a number may stand for anything of a block.
-        number = one.name.isdigit() and one.rule == "wrong-site"
+        bare = one.name.replace(".", "").isdigit()
+        number = bare and one.rule in ("wrong-site", "wrong-layer", *_DOUBTFUL)
         if not number and (not one.claim.soft or one.rule not in _DOUBTFUL):
             return one
         note = ("unclaimed", one.sentence)

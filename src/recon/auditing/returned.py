@@ -41,7 +41,9 @@ def take_apart(value: Any) -> Returned:
 
 def _visit(found: Returned, name: str, value: Any, depth: int) -> None:
     if isinstance(value, Tensor):
-        if value.numel() == 0 or value.is_meta:
+        if kind := _unusual(value):
+            found.odd[name] = kind
+        elif value.numel() == 0 or value.is_meta:
             found.empty.append(name)
         else:
             found.tensors[name] = value
@@ -62,6 +64,17 @@ def _visit(found: Returned, name: str, value: Any, depth: int) -> None:
         _sequence(found, name, value, depth)
     elif not isinstance(value, str | int | float | bool | bytes | torch.dtype):
         _object(found, name, value, depth)
+
+
+def _unusual(tensor: Tensor) -> str:
+    """Say why the values of a tensor cannot be looked at one by one, if so."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout is not torch.strided:
+        return "a sparse tensor"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    return "a complex tensor" if tensor.is_complex() else ""
 
 
 def _sequence(found: Returned, name: str, value: Sequence[Any], depth: int) -> None:

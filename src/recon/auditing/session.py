@@ -232,8 +232,13 @@ class _Session:
             self._found.append(
                 finding("nothing-captured", words, places=returned.empty, run=run)
             )
+        for name, kind in returned.odd.items() if returned.tensors else ():
+            words = f"`{name}` is {kind}, at which recon does not look"
+            self._found.append(finding("unclaimed", words, places=[name], run=run))
         if not returned.tensors and not returned.empty:
-            words = "the function returned no tensor"
+            kind = next(iter(returned.odd.values()), "")
+            words = "the function returned no tensor that recon can judge"
+            words += f"; it is {kind}" if kind else ""
             self._found.append(finding("nothing-captured", words, run=run))
         self._lists(call)
         main = self._main
@@ -324,6 +329,9 @@ class _Session:
         """Say if many modules were hooked and one tensor came of it."""
         depth = gpt2.base(self.model).config.n_layer
         numbered = len(judged) == 1 and "{l}" in judged[0].claim.family
+        # What overwrites a key is the last block's; another one was chosen.
+        site = judged[0].reading.site if numbered and judged[0].reading else None
+        numbered = site is not None and site.layer == depth - 1
         passes = max(1, len(call.passes))
         if numbered and depth > 1 and call.hooks >= depth * passes:
             words = (
