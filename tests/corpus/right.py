@@ -60,6 +60,20 @@ def removed_after_the_pass(model, input_ids):
     return store
 
 
+@right("eval() is called first, whatever the mode was", notes={"RC207"})
+def eval_mode_left(model, input_ids):
+    model.eval()
+    kept = {}
+    with (
+        torch.no_grad(),
+        model.transformer.ln_f.register_forward_hook(
+            lambda module, args, output: kept.update(ln_f=output)
+        ),
+    ):
+        model(input_ids)
+    return kept
+
+
 @right("block outputs, layers from 1")
 def counted_from_one(model, input_ids, attention_mask=None):
     acts = {}

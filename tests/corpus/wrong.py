@@ -1175,13 +1175,6 @@ def one_module_left_in_train_mode(model, input_ids):
     return found
 
 
-@wrong(row="new", rules={"RC207"})
-def eval_mode_left(model, input_ids):
-    """eval() is called, and a model that was training stays in eval mode."""
-    model.eval()
-    return outputs(model, input_ids, "layer_{}")
-
-
 @wrong(row="E2", rules={"RC101", "RC106"}, sites="h.*.attn_out")
 def before_dropout(model, input_ids):
     """c_proj's output for what attention adds: in train mode they differ."""
