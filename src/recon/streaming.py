@@ -97,20 +97,22 @@ class CheckingRecorder(Recorder):
     """A recorder that checks each pass while it runs, and keeps no tensor of it."""
 
     def __init__(self, plan: Plan, options: Options, levels: Levels) -> None:
-        self._checkers: dict[int, StageChecker] = {}
-        self._levels = levels
-        super().__init__(plan, options, self._checker)
+        checkers: dict[int, StageChecker] = {}
+        self._checkers, self._levels = checkers, levels
 
-    def _checker(self, run: int) -> Consumer:
-        self._checkers[run] = StageChecker(self._levels)
-        return self._checkers[run]
+        # No method: a recorder that refers to itself waits for Python's collector.
+        def checker(run: int) -> Consumer:
+            return checkers.setdefault(run, StageChecker(levels))
+
+        super().__init__(plan, options, checker)
 
     @property
     def reports(self) -> tuple[Report, ...]:
         """One report for each pass still kept, in the order in which they began."""
         traces = self.traces
         kept = {trace.run: self._checkers[trace.run] for trace in traces}
-        self._checkers = kept
+        for run in self._checkers.keys() - kept.keys():
+            del self._checkers[run]
         return tuple(
             report(trace, self._levels.names, kept[trace.run].checks(trace))
             for trace in traces
