@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help baseline verify test test-fast test-browser property-deep peers bench tables lint format model clean
+.PHONY: help baseline verify test test-fast test-browser docs property-deep peers bench tables lint format model clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,10 @@ test-browser: $(INSTALLED) ## install a browser if need be, and test the HTML re
 	$(BIN)/python -m pip install -q -r requirements-browser.txt
 	command -v chromium > /dev/null || apt-get install -y -q chromium
 	$(BIN)/pytest tests/browser
+
+docs: $(INSTALLED) ## build the docs site into build/site, strictly
+	$(BIN)/python -m pip install -q -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 property-deep: $(INSTALLED) ## only property_tests/, with profile deep
 	RECON_PROFILE=deep $(BIN)/pytest property_tests

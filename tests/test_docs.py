@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import recon
 from recon import cli
+from recon.target import load_function
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -70,3 +72,31 @@ def test_every_place_that_contributing_sends_to_exists():
 
 def test_a_place_that_does_not_exist_would_be_found():
     assert paths_named_in("| a | `src/nowhere.py` |") == ["src/nowhere.py"]
+
+
+# -- the tutorial ------------------------------------------------------------------
+
+TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text("utf-8")
+
+
+def tutorial_codes(name, tmp_path):
+    """Audit one of the tutorial's files; return the codes of what counts."""
+    text = next(
+        code
+        for code in re.findall(r"```python\n(.*?)```", TUTORIAL, flags=re.DOTALL)
+        if code.startswith(f"# {name}\n")
+    )
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with load_function(f"{tmp_path / name}:capture") as found:
+        model = recon.load_model("random:tiny").model
+        report = recon.audit(found.function, model)
+    return {finding.rule.code for finding in report.counting}
+
+
+def test_the_tutorials_wrong_function_has_the_findings_that_the_text_explains(tmp_path):
+    explained = set(re.findall(r"\[(RC\d+)\]", TUTORIAL))
+    assert {"RC104", "RC201"} <= tutorial_codes("hooks.py", tmp_path) <= explained
+
+
+def test_the_tutorials_mended_function_is_clean(tmp_path):
+    assert tutorial_codes("mended.py", tmp_path) == set()

@@ -1,0 +1,131 @@
+"""The pages of the docs site that are made from the code: commands, API, rules, layers.
+
+mkdocs calls ``on_files`` (mkdocs.yml, hooks); nothing is written into docs/.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "recon"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that the code makes."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+    made = {"cli.md": cli_page(), "api.md": api_page(), "layers.md": layers_page()}
+    made |= {f"rules/{code}.md": text for code, text in rule_pages()}
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lead links to the rules to their pages here, not to the package's data."""
+    return markdown.replace("../src/recon/data/rules/", "rules/")
+
+
+# -- commands --------------------------------------------------------------------
+
+
+def cli_page() -> str:
+    """Return the reference of all commands, as their own help has it."""
+    import typer.main
+
+    from recon.cli import app
+
+    root = typer.main.get_command(app)
+    parts = ["# Command line", "", _help_of(root, "recon")]
+    for name, command in sorted(_commands(root, "recon")):
+        parts += ["", f"## {name}", "", _help_of(command, name)]
+    return "\n".join(parts) + "\n"
+
+
+def _commands(group: Any, above: str) -> Iterator[tuple[str, Any]]:
+    for name, command in getattr(group, "commands", {}).items():
+        yield f"{above} {name}", command
+        yield from _commands(command, f"{above} {name}")
+
+
+def _help_of(command: Any, name: str) -> str:
+    context = command.make_context(
+        name, ["--help"], resilient_parsing=True, max_content_width=88
+    )
+    context.info_name = name
+    text = command.get_help(context)
+    return f"```text\n{text.rstrip()}\n```"
+
+
+# -- the API ---------------------------------------------------------------------
+
+
+def api_page() -> str:
+    """Return a page that names everything public, for mkdocstrings to fill."""
+    import recon
+
+    names = [name for name in recon.__all__ if not name.startswith("__")]
+    functions = [n for n in names if not inspect.isclass(getattr(recon, n))]
+    classes = [n for n in names if inspect.isclass(getattr(recon, n))]
+    parts = ["# Python", ""]
+    for title, kind in (("Functions", functions), ("Classes and errors", classes)):
+        parts += [f"## {title}", ""]
+        for name in sorted(kind):
+            where = getattr(recon, name).__module__
+            parts += [
+                f"::: {where}.{name}",
+                "    options:",
+                "      heading_level: 3",
+                "",
+            ]
+    return "\n".join(parts)
+
+
+# -- the rules of an audit ---------------------------------------------------------
+
+
+def rule_pages() -> Iterator[tuple[str, str]]:
+    """Yield each rule's code with its page."""
+    from recon.auditing.rules import RULES
+    from recon.report.rules import page
+
+    for rule in RULES:
+        yield rule.code, page(rule)
+
+
+# -- the layers --------------------------------------------------------------------
+
+
+def layers_page() -> str:
+    """Return the layers, top down, with what each module imports, read off the code."""
+    from tests.test_layers import LAYERS, imported, internal
+
+    used: dict[str, set[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        inside = path.relative_to(SOURCE)
+        module, package = inside.with_suffix("").parts[0], ("recon", *inside.parts[:-1])
+        names = imported(ast.parse(path.read_text("utf-8")), package)
+        used.setdefault(module, set()).update(set(internal(names)) - {module})
+    lines = [
+        "# Layers",
+        "",
+        "Each row is a layer: its modules import from rows below only. The table is",
+        "read off the imports when this page is built.",
+        "",
+        "| module | imports |",
+        "|---|---|",
+    ]
+    for row in LAYERS:
+        for module in row.split():
+            if module in used:
+                below = ", ".join(f"`{name}`" for name in sorted(used[module]))
+                lines.append(f"| `{module}` | {below or 'nothing of recon'} |")
+        lines.append("| | |")
+    return "\n".join(lines) + "\n"
