@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has it
-from hypothesis import assume, event, example, given, note
+from hypothesis import assume, event, example, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -308,6 +308,8 @@ VOCABULARIES: dict[str, Callable[[Site], str]] = {
 }
 
 
+# Each example audits some fifty tensors.
+@settings(max_examples=max(4, settings().max_examples // 10))
 @given(recipe=recipes(), vocabulary=st.sampled_from(sorted(VOCABULARIES)))
 def test_every_site_is_right_under_its_own_name(recipe: Recipe, vocabulary: str):
     trace = probe(recipe)

@@ -231,7 +231,8 @@ PLAIN = LEAKS.replace("{marker}", "")
     ],
 )
 def test_what_stays_after_a_test_is_an_error_of_it(run, tests, options):
-    result = run(tests, *options)
+    # In a process of its own: who holds what is searched in all that is alive.
+    result = run(tests, *options, process=True)
     result.assert_outcomes(passed=3, errors=2)
     assert "ERROR at teardown of test_hook" in text(result)
     assert "ERROR at teardown of test_tensor" in text(result)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ Kind: TypeAlias = Literal[
 # Enough for a list in a dict in an object in a closure, many times over.
 _FARTHEST = 48
 _MOST = 50_000
+# As many objects at once are left to the collector; and after so many seconds of
+# climbing a holder is not named.
+_FEW = 200
+_PATIENCE = 15.0
 _HERE = str(Path(__file__).parent)
 _SUSPENDED = (GeneratorType, CoroutineType, AsyncGeneratorType)
 _NAMED = (FunctionType, MethodType, partial, *_SUSPENDED)
@@ -102,16 +107,34 @@ class _Search:
         frontier: list[Any] = list({id(t): t for t in tensors}.values())
         seen = {id(one) for one in frontier}
         self._mine(frontier, seen)
+        deadline = time.monotonic() + _PATIENCE
         for _ in range(_FARTHEST):
             ids = {id(one) for one in frontier}
-            found = gc.get_referrers(*frontier) if frontier else []
+            found = self._referrers(frontier, ids)
             self._mine(found, ids)
             frontier = [one for one in found if self._take(one, ids, seen)]
             self._mine(frontier)
             rooted = all(self._path(t) is not None for t in tensors)
-            if not frontier or rooted or len(seen) > _MOST:
+            late = time.monotonic() > deadline
+            if not frontier or rooted or late or len(seen) > _MOST:
                 break
         self._running(seen)
+
+    def _referrers(self, below: list[Any], ids: set[int]) -> list[Any]:
+        """Return what refers to any of some objects.
+
+        The collector compares each reference of the process with each of them, which
+        for many takes longer than looking each reference up here.
+        """
+        if len(below) <= _FEW:
+            return gc.get_referrers(*below) if below else []
+        everything = gc.get_objects()
+        self._mine(everything)
+        return [
+            one
+            for one in everything
+            if any(id(other) in ids for other in gc.get_referents(one))
+        ]
 
     def _mine(self, *containers: object) -> None:
         self._own |= {id(container) for container in containers}
