@@ -35,6 +35,8 @@ PATCHED = (
     (modeling_gpt2.GPT2MLP, "forward"),
 )
 Audited = Callable[[Case], Any]
+# Each case is audited once, for the tests of cases and for the rates.
+pytestmark = pytest.mark.xdist_group("corpus")
 
 
 @contextmanager

@@ -45,8 +45,11 @@ def wrong(model):
 
 
 @pytest.fixture
-def run(pytester):
+def run(pytester, monkeypatch):
     """Run pytest on some tests, in this process."""
+    # It is no worker, even where these tests are run by one.
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
 
     def with_tests(tests, *options, process=False):
         pytester.makepyfile(test_it=TOP + tests)
