@@ -298,7 +298,7 @@ class RecorderLife(RuleBasedStateMachine):
                 recon.verify_trace(trace)
             return
         if one.weights_edited:
-            with pytest.raises(recon.UsageError, match="edited in place"):
+            with pytest.raises(recon.UsageError, match="edited or converted"):
                 recon.verify_trace(trace)
             return
         assert torch.equal(trace.facts.makers[recon.site("wte")].ids, one.ids)
