@@ -285,3 +285,12 @@ def test_bad_usage_is_one_line(run, tmp_path, monkeypatch, arguments, words):
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_token_is_not_compared_with_itself(capsys, tmp_path):
+    place = tmp_path / "x.png"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plot", "scatter", "--text", "a", "--out", str(place)])
+    assert end.value.code == 2
+    assert "scatter compares two tokens" in capsys.readouterr().err
+    assert not place.exists()

@@ -158,9 +158,17 @@ def correlation(matrix: Array) -> Array:
 def scatter(
     run: Run, place: str | Site, pair: tuple[int, int], tokens: Sequence[str]
 ) -> Scatter:
-    """Compare two tokens over all neurons of a site; -1 is the last token."""
+    """Compare two tokens over all neurons of a site; -1 is the last token.
+
+    Raises UsageError if both are one token: it is like itself in every model.
+    """
     values = rows(run, place)
     first, second = (_position(number, len(values)) for number in pair)
+    if first == second:
+        raise UsageError(
+            f"scatter compares two tokens, and {pair[0]} and {pair[1]} are one of "
+            f"{len(values)}; give two, or a longer prompt"
+        )
     return Scatter(
         str(site(place)),
         (f"{first} {tokens[first]}", f"{second} {tokens[second]}"),
