@@ -435,9 +435,15 @@ def test_an_unknown_attention_implementation_is_refused(model, ids):
         recon.verify(model, ids)
 
 
+def test_a_model_cut_short_is_as_deep_as_its_blocks(model, ids, all_exact):
+    model.transformer.h = model.transformer.h[:2]
+    assert model.config.n_layer == 3
+    all_exact(recon.verify(model, ids))
+
+
 def test_a_part_of_another_class_is_refused_by_path(model, ids):
     model.transformer.h[1].mlp.c_fc = torch.nn.Linear(32, 128)
-    with pytest.raises(recon.UnsupportedError, match=r"h\.1\.mlp\.c_fc is a Linear"):
+    with pytest.raises(recon.UnsupportedError, match=r"h\.1\.mlp\.c_fc as a Linear"):
         recon.verify(model, ids)
 
 
@@ -498,7 +504,7 @@ def compile_forward(model):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (adapt, r"h\.1\.attn\.c_attn is a Adapted"),
+        (adapt, r"h\.1\.attn\.c_attn as a Adapted"),
         (share_a_block, r"h\.2 is the same module as transformer\.h\.1"),
         (skip_a_block, r"h\.1 is a Identity, expected GPT2Block"),
         (compile_a_block, r"h\.1 is compiled"),

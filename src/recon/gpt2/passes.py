@@ -207,7 +207,7 @@ def facts(
         environment=_environment(
             parts, start, end, _autocast_noted(parts, start, notes)
         ),
-        depth=config.n_layer,
+        depth=len(parts.body.h),
         heads=config.n_head,
         width=config.n_embd,
         tied_last=not _CAPTURED_BY_HOOKS
@@ -243,7 +243,7 @@ def _makers(
             for name, tensor in held.items()
             if tensor is not None
         ]
-        if stage is not None and place.stage(parts.body.config.n_layer) != stage:
+        if stage is not None and place.stage(len(parts.body.h)) != stage:
             continue
         try:
             makers |= _maker(parts, path, place, module, held, start, notes)
@@ -348,7 +348,9 @@ def _maker(
         return {place: Unembed(weight, bias, start.logits_to_keep)}
     if place.part == "mlp.post":
         return {place: Activation(module)}
-    raise UnsupportedError(f"{path} is a {type(module).__name__}")
+    kind = type(module).__name__
+    lacks = "" if weight is not None else ", whose weight is no parameter of its own"
+    raise UnsupportedError(f"{path} as a {kind}{lacks}")
 
 
 def _encoder_states(parts: Parts, notes: Mapping[str, list[Any]]) -> dict[Site, Tensor]:
