@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import namedtuple
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,6 +193,47 @@ def test_ids_that_go_by_name_only_are_passed_so(model):
             return {"logits": model(input_ids).logits}
 
     assert not found(capture, model)
+
+
+def test_the_fields_of_a_named_tuple_are_its_names(model):
+    Captured = namedtuple("Captured", "residual mlp_out")
+
+    def capture(model, input_ids):
+        with torch.no_grad(), recon.capture(model) as recorder:
+            model(input_ids)
+        trace, depth = recorder.trace, len(model.transformer.h)
+        parts = ("resid_post", "mlp_out")
+        return [Captured(*(trace[f"h.{n}.{p}"] for p in parts)) for n in range(depth)]
+
+    assert not {one.severity for one in found(capture, model).values()} - {"note"}
+
+
+def test_a_buffer_that_the_next_prompt_writes_is_told(model):
+    buffers = {}
+
+    def capture(model, input_ids):
+        with torch.no_grad():
+            logits = model(input_ids).logits
+        kept = buffers.setdefault(logits.shape, torch.empty_like(logits))
+        return {"logits": kept.copy_(logits)}
+
+    report = recon.audit(capture, model)
+    (told,) = (one for one in report.findings if one.severity != "note")
+    assert (told.rule.name, told.places) == ("overwritten", ("logits",))
+
+
+def test_settings_of_the_process_are_seen_and_put_back(model, tmp_path):
+    before = (torch.get_num_threads(), Path.cwd())
+
+    def capture(model, input_ids):
+        torch.set_num_threads(before[0] + 1)
+        os.chdir(tmp_path)
+        with torch.no_grad():
+            return {"logits": model(input_ids).logits}
+
+    told = found(capture, model)["global-state-changed"]
+    assert set(told.places) == {"number of threads", "working directory"}
+    assert (torch.get_num_threads(), Path.cwd()) == before
 
 
 def test_a_number_for_a_name_promises_nothing(model):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import pickle
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
+# What a module keeps its weights in.
+_OF_TORCH = frozenset({"_parameters", "_buffers", "_modules"})
 _WATCHED = ("torch.nn", "transformers")
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -70,6 +74,7 @@ class State:
     found: tuple[Found, ...]
     modules: Mapping[str, nn.Module]
     plain: Mapping[str, dict[str, Any]]
+    holding: Mapping[str, set[str]]
     weights: Mapping[str, Held]
     config: dict[str, Any]
     process: dict[str, Any]
@@ -83,6 +88,7 @@ class State:
             found=census(model),
             modules=modules,
             plain={path: _plain(module) for path, module in modules.items()},
+            holding={path: _holding(module) for path, module in modules.items()},
             weights={name: _held(tensor) for name, tensor in _weights(model)},
             config=_config(model),
             process={name: read() for name, (read, _) in _PROCESS.items()},
@@ -151,6 +157,8 @@ def _module_changes(before: State, after: State) -> Iterator[Change]:
             if old != new and not (old != old and new != new):
                 rule = "mode-changed" if key == "training" else "config-changed"
                 yield Change(rule, path, f"{key} was {old!r}, is {new!r}")
+        for key in sorted(after.holding[path] - before.holding[path]):
+            yield Change("tensor-left", path, f"{key} holds tensors")
 
 
 def _weight_changes(
@@ -241,8 +249,9 @@ class Keeper:
             now = seen.weights.get(name)
             if now is None or now.checksum != held.checksum:
                 _write(held.tensor, self._values[name])
-        for name, (_, write) in _PROCESS.items():
-            write(self.state.process[name])
+        for name, (read, write) in _PROCESS.items():
+            if not _same(read(), self.state.process[name]):
+                write(self.state.process[name])
         for name, code in self.state.code.items():
             if seen.code.get(name, code) is not code:
                 owner, _, attribute = name.rpartition(".")
@@ -367,6 +376,21 @@ def _plain(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def _holding(module: nn.Module) -> set[str]:
+    """Return the attributes of a module in which tensors are kept, but its weights."""
+    own = module.__dict__.items()
+    return {key for key, value in own if key not in _OF_TORCH and _holds(value)}
+
+
+def _holds(value: Any, depth: int = 3) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if not depth or not isinstance(value, dict | list | tuple | set | deque):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return any(_holds(one, depth - 1) for one in inner)
+
+
 def _config(model: nn.Module) -> dict[str, Any]:
     return {
         f"{above}{key}": repr(value)
@@ -453,6 +477,12 @@ _PROCESS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda on: torch.set_autocast_enabled("cpu", on),
     ),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "precision of matrix products": (
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    "working directory": (os.getcwd, os.chdir),
     "deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,

@@ -80,10 +80,15 @@ def _unusual(tensor: Tensor) -> str:
 def _sequence(found: Returned, name: str, value: Sequence[Any], depth: int) -> None:
     if not value:
         found.empty.append(name)
-    if name and all(isinstance(one, Tensor | np.ndarray) for one in value):
+    fields: Sequence[str] | None = getattr(value, "_fields", None)  # a named tuple's
+    if name and not fields and _all_tensors(value):
         found.lists[name] = len(value)
-    for number, inner in enumerate(value):
-        _visit(found, _join(name, number), inner, depth + 1)
+    for key, inner in zip(fields or range(len(value)), value, strict=True):
+        _visit(found, _join(name, key), inner, depth + 1)
+
+
+def _all_tensors(values: Sequence[Any]) -> bool:
+    return all(isinstance(one, Tensor | np.ndarray) for one in values)
 
 
 def _array(found: Returned, name: str, value: np.ndarray[Any, Any]) -> None:

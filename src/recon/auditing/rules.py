@@ -237,7 +237,7 @@ RULES = (
         "RC212",
         "global-state-changed",
         "error",
-        "Global hooks, gradient mode or autocast are not as they were.",
+        "Global hooks or settings of the process are not as they were.",
         "Use context managers, and remove global hooks.",
     ),
     Rule(
@@ -261,6 +261,13 @@ RULES = (
         "error",
         "output_hidden_states does not return what it returned before.",
         "Leave the hooks of transformers on the model.",
+    ),
+    Rule(
+        "RC216",
+        "tensor-left",
+        "warning",
+        "Tensors stayed on the model, as attributes of its modules.",
+        "Keep captures in a dict of the function's own, or delete the attribute.",
     ),
     # -- RC3: how are the captures stored? ---------------------------------------
     Rule(

@@ -187,7 +187,7 @@ class _Session:
 
     def take(self, call: Call) -> None:
         """Judge a call that was made."""
-        self._found += effects(call, self.calls)
+        self._found += [*effects(call, self.calls), *self._written_again(call)]
         if call.situation.raises:
             self.calls.append(call)
             return
@@ -371,17 +371,27 @@ class _Session:
         kept = [f for f in kept if f.rule.name not in said]
         return sorted(kept, key=lambda f: (_ORDER[f.severity], f.rule.code))
 
-    def _changed_later(self) -> Iterator[Finding]:
-        """Yield captures of the first call that later calls overwrote, or vary."""
+    def _written_again(self, call: Call) -> Iterator[Finding]:
+        """Yield the captures of the first call that this one overwrote.
+
+        Looked at after each call: one on the first prompt would write the same values.
+        """
         main = self._main
-        if main is None:
-            return
-        changed = [n for n, d in _digests(main).items() if self._digests.get(n, d) != d]
+        now = {} if main is None else _digests(main)
+        changed = [name for name, found in now.items() if self._digests[name] != found]
         if changed:
+            self._digests |= {name: now[name] for name in changed}
             words = (
                 f"`{changed[0]}` changed after it was returned: later passes write it"
             )
-            yield finding("overwritten", words, places=changed, run="later calls")
+            run = call.situation.name
+            yield finding("overwritten", words, places=changed, run=run)
+
+    def _changed_later(self) -> Iterator[Finding]:
+        """Yield captures of the first call that differ when its prompt runs again."""
+        main = self._main
+        if main is None:
+            return
         again = [c for c in self.calls if c is not main and _same_prompt(c, main)]
         for call in again:
             varied = list(self._varied(main, call))
