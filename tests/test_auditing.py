@@ -265,3 +265,45 @@ def test_rows_that_ran_in_another_order_must_be_put_back(model):
 
     assert "order" in found(capture, model)["wrong-tokens"].message
     assert not found(lambda model, input_ids: capture(model, input_ids, True), model)
+
+
+# -- what names promise of tokens, heads and axes --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "take", "rule"),
+    [
+        ("last_token_layer_{}", lambda t: t[:, -1], ""),
+        ("last_token_layer_{}", lambda t: t[:, 0], "wrong-tokens"),
+        ("last_token_layer_{}", lambda t: t[-1], "dropped-batch"),
+        ("last_token_layer_{}", lambda t: t, "wrong-tokens"),
+        ("last_token_layer_{}", lambda t: t.mean(1), "wrong-tokens"),
+        ("first_token_layer_{}", lambda t: t[:, 0], ""),
+        ("mean_layer_{}", lambda t: t.mean(1), ""),
+        ("mean_layer_{}", lambda t: t.amax(1), "wrong-formula"),
+        ("mean_layer_{}", lambda t: t[:, 3], "wrong-tokens"),
+        ("h.{}.resid_post", lambda t: t.transpose(0, 1), "wrong-layout"),
+        ("layer_{}", lambda t: t.transpose(0, 1), ""),
+    ],
+)
+def test_a_piece_must_be_the_one_that_its_name_says(model, name, take, rule):
+    def capture(model, input_ids):
+        with torch.no_grad(), recon.capture(model, sites="h.*.resid_post") as recorder:
+            model(input_ids)
+        blocks = enumerate(model.transformer.h)
+        kept = {n: recorder.trace[f"h.{n}.resid_post"] for n, _ in blocks}
+        return {name.format(n): take(tensor).clone() for n, tensor in kept.items()}
+
+    told = found(capture, model).values()
+    assert {one.rule.name for one in told if one.severity != "note"} == {rule} - {""}
+
+
+def test_a_pass_on_other_embeddings_is_another_run(model):
+    def capture(model, input_ids):
+        embeddings = model.transformer.wte(input_ids) * 2
+        with torch.no_grad():
+            out = model(inputs_embeds=embeddings, output_hidden_states=True)
+        return {"hidden_states": out.hidden_states}
+
+    words = "in a pass on 2 times the tokens' embeddings"
+    assert words in found(capture, model)["other-run"].message

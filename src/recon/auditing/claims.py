@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from recon.auditing import vocabularies
@@ -49,6 +50,8 @@ class Claim:
 
     ``family`` is the name without its number; ``strict`` names have one meaning,
     ``soft`` ones hold words that recon does not know: they may mean something else.
+    ``token`` is ``last`` or ``first`` for a loose name that promises that token,
+    ``reduced`` the kind of mean, sum or maximum that it promises.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Claim:
     family: str
     strict: bool = False
     soft: bool = False
+    token: str = ""
+    reduced: str = ""
 
 
 class Reader:
@@ -94,8 +99,11 @@ class Reader:
         if self._names != "auto":
             return Claim(name, (), family)
         readings = tuple(self._loose(name, entries))
-        soft = not _KNOWN.issuperset(w for w in _words(name) if not w.isdigit())
-        return Claim(name, tuple(dict.fromkeys(readings)), family, soft=soft)
+        words = _words(name)
+        soft = not _KNOWN.issuperset(w for w in words if not w.isdigit())
+        read = tuple(dict.fromkeys(readings))
+        token, reduced = _token(words), _reduction(words)
+        return Claim(name, read, family, soft=soft, token=token, reduced=reduced)
 
     def exists(self, place: Site) -> bool:
         """Whether the model has a block of this number."""
@@ -281,6 +289,27 @@ _KNOWN = (
         )
     )
 )  # fmt: skip
+
+
+_TOKEN = frozenset({"tok", "token", "pos", "position"})
+_ENDS = {"last": "last", "final": "last", "first": "first"}
+_REDUCTIONS = {
+    "mean": "averaged", "avg": "averaged", "average": "averaged",
+    "averaged": "averaged", "max": "largest", "maximum": "largest",
+    "sum": "summed", "summed": "summed",
+}  # fmt: skip
+
+
+def _token(words: Sequence[str]) -> str:
+    """Return which token ``last_token_resid`` and its like promise, if any."""
+    pairs = pairwise(words)
+    return next((_ENDS[a] for a, b in pairs if a in _ENDS and b in _TOKEN), "")
+
+
+def _reduction(words: Sequence[str]) -> str:
+    """Return the one kind of reduction that a name promises, if any."""
+    kinds = {_REDUCTIONS[word] for word in words if word in _REDUCTIONS}
+    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def _parts(words: frozenset[str]) -> tuple[str, ...]:

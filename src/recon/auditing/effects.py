@@ -177,6 +177,8 @@ def _changed(
     far = apart(known, found) if found.shape == known.shape else float("inf")
     evidence = {"size": far, "rows": len(rows)}
     how, meant = _how(trace, clean, alias, place)
+    if trace.facts.environment.autocast != clean.facts.environment.autocast:
+        how, meant = "the code runs the model under another autocast", True
     mask = call.situation.inputs.get("attention_mask")
     if mask is not None and rows and rows == _padded(mask):
         return finding(

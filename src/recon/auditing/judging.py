@@ -293,12 +293,19 @@ class Judge:
             return one if self._put_right(exact) else replace(one, rule="wrong-tokens")
         if not exact.layout.honest:
             return replace(one, rule="wrong-layout")
+        if one.claim.strict and "B" in exact.layout.axes[1:]:
+            words = f"{sentence}: its first axis is not the rows of the batch"
+            return replace(one, rule="wrong-layout", sentence=words)
         if exact.cast is not None and _overflowed(one.tensor, exact.quantity.tensor):
             words = f"{sentence}, and infinite where the model's values are not"
             return replace(one, rule="not-finite", sentence=words)
         late = self._overwritten(one, exact)
         if late:
             return replace(one, rule="overwritten", sentence=late, severity="warning")
+        if words := self._broken_promise(one.claim, exact):
+            lost = "B" in exact.held and self._call.situation.rows > 1
+            rule = "dropped-batch" if lost else "wrong-tokens"
+            return replace(one, rule=rule, sentence=f"{sentence}: {words}")
         if self._as_by_itself(one):
             return replace(one, notes=tuple(_remarks(one, exact)))
         if self._fewer_tokens(exact):
@@ -318,6 +325,29 @@ class Judge:
             said = f"{sentence}; {words}"
             return replace(one, rule="padding-taken", sentence=said)
         return replace(one, notes=tuple(_remarks(one, exact)))
+
+    def _broken_promise(self, claim: Claim, exact: Exact) -> str:
+        """Say what a name promises of tokens or heads that a piece does not keep."""
+        if claim.reduced:
+            held = [_AXES[axis] for axis in exact.held if axis in _AXES]
+            return (
+                f"one {held[0]}, though its name says {claim.reduced}" if held else ""
+            )
+        axes = exact.quantity.axes
+        if not claim.token or "T" not in axes or self._padded or exact.cut == "T":
+            return ""
+        count = exact.quantity.tensor.shape[axes.index("T")]
+        wanted = 0 if claim.token == "first" else count - 1
+        tokens = {token for _, token in _tokens(exact, self._call.situation.rows)}
+        if exact.picked or "T" in exact.held:
+            kept = tokens <= {wanted} and exact.held.get("T", wanted) == wanted
+        else:
+            kept = count == 1
+        return "" if kept else f"not the {claim.token} token, as its name says"
+
+    @property
+    def _padded(self) -> bool:
+        return self._mask is not None and not bool(self._mask.all())
 
     def _as_by_itself(self, one: Judgement) -> bool:
         """Whether the model by itself computes the same, whatever pass this is from."""
@@ -493,17 +523,22 @@ class Judge:
 
     def _reduced(self, one: Judgement, form: str) -> Judgement:
         """Take a mean for meant, unless it counts padding."""
-        padded = self._mask is not None and not bool(self._mask.all())
         pooled = form.endswith(("over tokens", "over the text"))
         strict = one.claim.strict and one.reading is not None and not one.reading.form
         if strict and not pooled:
             return replace(one, rule="wrong-shape")
-        if padded and form.endswith("over tokens"):
+        if one.claim.token or not form.startswith(one.claim.reduced):
+            wanted = one.claim.reduced or f"the {one.claim.token} token"
+            words = f"{one.sentence}, not {wanted}, as its name says"
+            rule = "wrong-formula" if one.claim.reduced else "wrong-tokens"
+            return replace(one, rule=rule, sentence=words)
+        if self._padded and form.endswith("over tokens"):
             words = f"{one.sentence}, and attention_mask marks some of them as padding"
             return replace(one, rule="padding-taken", sentence=words)
         return replace(one, notes=(("generous-reading", one.sentence),))
 
 
+_AXES = {"B": "row", "T": "token", "H": "head"}
 _REDUCED = ("averaged", "summed", "largest", "as the norm")
 
 
@@ -585,7 +620,14 @@ def _other_embeddings(trace: Trace, call: Call) -> str:
         return ""
     places = (s for s, known in clean.tensors.items() if alike(given, known))
     place = next(places, None)
-    return "" if place is None else f"{place} for the tokens' embeddings"
+    if place is not None:
+        return f"{place} for the tokens' embeddings"
+    known = clean[Site("wte")]
+    if given.shape != known.shape:
+        return "embeddings of other tokens"
+    factor = float((given * known).sum() / (known * known).sum())
+    times = f"{factor:.6g} times " if alike(given, factor * known) else "other than "
+    return f"{times}the tokens' embeddings"
 
 
 def _other_mask(trace: Trace, call: Call) -> bool:
