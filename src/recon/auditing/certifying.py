@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from recon import gpt2
-from recon.auditing.judging import Judgement
+from recon.auditing.judgement import Judgement
 from recon.auditing.near import allowance
 from recon.certify import check as certified
 from recon.compare import Check

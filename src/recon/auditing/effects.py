@@ -34,9 +34,10 @@ def finding(
     places: Iterable[str] = (),
     run: str = "",
     severity: Severity | None = None,
+    mend: str = "",
     **more: object,
 ) -> Finding:
-    """Return a finding of a rule, with the rule's severity and advice."""
+    """Return a finding of a rule, with the rule's severity and advice if none fits."""
     of = rule(name)
     return Finding(
         rule=of,
@@ -44,7 +45,7 @@ def finding(
         severity=severity or of.severity,
         places=tuple(places),
         run=run,
-        mend=of.mend,
+        mend=mend or of.mend,
         **more,  # type: ignore[arg-type]
     )
 

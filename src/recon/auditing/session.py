@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,33 +21,25 @@ from recon.auditing.calls import (
     accepted,
     situations,
 )
+from recon.auditing.causes import grouped, once
 from recon.auditing.certifying import by_each_other
 from recon.auditing.claims import Reader
 from recon.auditing.content import digest
 from recon.auditing.effects import computed_by, effects, finding, storage
 from recon.auditing.findings import AuditReport, Finding, Judged
-from recon.auditing.judging import Judge, Judgement
+from recon.auditing.judgement import Judgement
+from recon.auditing.judging import Judge
 from recon.auditing.passes import alike
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
+from recon.auditing.structure import structure
 from recon.auditing.vocabularies import Names
 from recon.facts import Environment
-from recon.sites import Site
 from recon.trace import Trace
 from recon.verification import record
 
 Progress = Callable[[str, int, int], None]
 _EXACT = frozenset({"wrong-site", "wrong-layer"})
-# What a finding says, too: with one row nothing tells a row from the batch.
-_SAYS_TOO = {
-    "grows": ("keys-vary", "wrong-count"),
-    "hooks-left": ("unpicklable",),
-    "hooks-left-after-error": ("unpicklable",),
-    "forward-replaced": ("unpicklable",),
-    "weights-changed": ("changes-result",),
-    "changes-some-rows": ("changes-result",),
-}
-_ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
 def audit(
@@ -196,7 +187,8 @@ class _Session:
             self.calls.append(call)
             return
         main = self._main is None
-        self._structure(call)
+        reader, depth = self._reader(call), len(gpt2.base(self.model).h)
+        self._found += structure(call, self._main, reader, depth)
         self._judge(call, main)
         if main:
             self._found += storage(call)
@@ -218,75 +210,6 @@ class _Session:
         self._found.append(
             finding(name, words, run=call.situation.name, traceback=call.traceback)
         )
-
-    # -- what was returned, as a whole ---------------------------------------------
-
-    def _structure(self, call: Call) -> None:
-        returned, run = call.returned, call.situation.name
-        if returned.empty:
-            first, more = returned.empty[0], len(returned.empty) - 1
-            words = (
-                f"`{first}` holds nothing" if first else "the function returned nothing"
-            )
-            words += f" (and {more} more so)" if more else ""
-            self._found.append(
-                finding("nothing-captured", words, places=returned.empty, run=run)
-            )
-        for name, kind in returned.odd.items() if returned.tensors else ():
-            words = f"`{name}` is {kind}, at which recon does not look"
-            self._found.append(finding("unclaimed", words, places=[name], run=run))
-        if not returned.tensors and not returned.empty:
-            kind = next(iter(returned.odd.values()), "")
-            words = "the function returned no tensor that recon can judge"
-            words += f"; it is {kind}" if kind else ""
-            self._found.append(finding("nothing-captured", words, run=run))
-        self._lists(call)
-        main = self._main
-        if main is not None:
-            self._keys(call, main)
-
-    def _lists(self, call: Call) -> None:
-        reader = self._reader(call)
-        if reader is None:
-            return
-        depth = gpt2.base(self.model).config.n_layer
-        for name, length in call.returned.lists.items():
-            over_blocks = _layers(reader, f"{name}.0") != _layers(reader, f"{name}.1")
-            if over_blocks and length not in (depth, depth + 1):
-                words = (
-                    f"`{name}` has {length} entries; the model has {depth} blocks, and "
-                    f"{depth + 1} hidden states"
-                )
-                self._found.append(
-                    finding(
-                        "wrong-count", words, places=[name], run=call.situation.name
-                    )
-                )
-
-    def _keys(self, call: Call, main: Call) -> None:
-        before, now = main.returned, call.returned
-        ragged = _by_row(main) & _by_row(call)
-        grown = [
-            name
-            for name, length in now.lists.items()
-            if length > before.lists.get(name, length) and name not in ragged
-        ]
-        longer = len(now.tensors) > len(main.returned.tensors)
-        if ragged:
-            return  # a list of prompts is as long as the batch
-        if grown or (longer and set(before.tensors) < set(now.tensors)):
-            name = grown[0] if grown else ""
-            sizes = f"{len(before.tensors)} tensors at first, {len(now.tensors)} now"
-            words = f"what the function returns grows with each call: {sizes}"
-            self._found.append(
-                finding("grows", words, places=[name], run=call.situation.name)
-            )
-        elif set(now.tensors) != set(before.tensors):
-            odd = sorted(set(now.tensors) ^ set(before.tensors))
-            words = f"`{odd[0]}` is returned in some runs only ({len(odd)} such names)"
-            self._found.append(
-                finding("keys-vary", words, places=odd, run=call.situation.name)
-            )
 
     # -- tensor by tensor ------------------------------------------------------------
 
@@ -327,7 +250,7 @@ class _Session:
 
     def _few(self, call: Call, judged: Sequence[Judgement]) -> None:
         """Say if many modules were hooked and one tensor came of it."""
-        depth = gpt2.base(self.model).config.n_layer
+        depth = len(gpt2.base(self.model).h)
         numbered = len(judged) == 1 and "{l}" in judged[0].claim.family
         # What overwrites a key is the last block's; another one was chosen.
         site = judged[0].reading.site if numbered and judged[0].reading else None
@@ -359,17 +282,8 @@ class _Session:
 
     def findings(self) -> list[Finding]:
         """Return what was found: worst first, one finding a cause."""
-        told = [*self._found, *self._changed_later(), *_grouped(self._judgements)]
-        once: dict[tuple[str, ...], Finding] = {}
-        for one in told:
-            claim = one.rule.code.startswith("RC1") or one.rule.name == "overwritten"
-            key = (one.rule.code, *(one.places if claim else ()))
-            once.setdefault(key, one)
-        kept = list(once.values())
-        causes = {f.rule.name for f in kept} & _SAYS_TOO.keys()
-        said = {name for cause in causes for name in _SAYS_TOO[cause]}
-        kept = [f for f in kept if f.rule.name not in said]
-        return sorted(kept, key=lambda f: (_ORDER[f.severity], f.rule.code))
+        judged = grouped(self._judgements)
+        return once([*self._found, *self._changed_later(), *judged])
 
     def _written_again(self, call: Call) -> Iterator[Finding]:
         """Yield the captures of the first call that this one overwrote.
@@ -426,16 +340,6 @@ class _Session:
         return record(self.model, ids).facts.environment
 
 
-def _layers(reader: Reader, name: str) -> set[int | None]:
-    return {reading.site.layer for reading in reader.read(name).readings}
-
-
-def _by_row(call: Call) -> set[str]:
-    """Return the names of lists that have an entry for each prompt."""
-    rows = call.situation.rows
-    return {name for name, length in call.returned.lists.items() if length == rows}
-
-
 def _same_prompt(one: Call, other: Call) -> bool:
     a, b = one.situation.inputs, other.situation.inputs
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -463,53 +367,6 @@ def _told(one: Judgement) -> Judged:
         str(one.tensor.dtype).removeprefix("torch."),
         one.by,
     )
-
-
-def _grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
-    """Tell one cause once: a rule, and what was taken for what, in all blocks."""
-    groups: dict[tuple[str, ...], list[tuple[str, Judgement, str]]] = defaultdict(list)
-    for run, one in judged:
-        told = [(one.rule, one.sentence)] if one.rule else one.notes
-        for name, sentence in told:
-            groups[(name, *_pattern(name, one))].append((run, one, sentence))
-    for (name, *_), members in groups.items():
-        distinct: dict[str, tuple[str, Judgement, str]] = {}
-        for member in members:
-            distinct.setdefault(member[1].name, member)
-        (run, first, words), *others = distinct.values()
-        more = f" (and {len(others)} more so)" if others else ""
-        yield finding(
-            name,
-            words + more,
-            places=list(distinct),
-            run=run,
-            severity=first.severity,
-            sites=tuple(str(m[1].reading or "") for m in distinct.values()),
-            found=tuple(m[1].found for m in distinct.values()),
-            evidence=dict(first.evidence),
-        )
-
-
-def _pattern(name: str, one: Judgement) -> tuple[str, ...]:
-    """Return what is the same in every block about a claim and what was found."""
-    if name == "by-design" and one.reading is not None:
-        return (one.reading.form,)
-    if one.reading is None or rule(name).severity == "note":
-        return (one.claim.family,)
-    place = one.reading.site
-    return (place.part, _relative(one.found, place))
-
-
-def _relative(found: str, place: Site) -> str:
-    """Write block numbers as distances from the claimed block."""
-    words = []
-    for word in found.split():
-        parts = word.split(".")
-        if parts[0] == "h" and len(parts) > 2 and parts[1].isdigit():
-            away = int(parts[1]) - (place.layer or 0)
-            word = ".".join(["h", f"{away:+d}", *parts[2:]])
-        words.append(word)
-    return " ".join(words)
 
 
 def _source(function: Function) -> tuple[str, int]:

@@ -1,0 +1,120 @@
+"""What the tensors of one call are compared with, bit by bit and up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recon import gpt2
+from recon.auditing.calls import Call
+from recon.auditing.identify import Catalogue, Exact
+from recon.auditing.near import allowance, apart, merged
+from recon.auditing.quantities import Quantity
+from recon.certify import check as certified
+from recon.ops import Add, Same, split_heads
+from recon.sites import Site
+from recon.trace import Trace
+
+# No certified bound of an honest computation is as wide as this.
+_HOPELESS = 0.05
+# Another implementation, whose passes recon did not see, rounds differently all along.
+_FOREIGN = 16.0
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """How a tensor agrees with one reading."""
+
+    exact: Exact | None = None
+    gap: float = 0.0
+    words: str = ""
+    form: str = ""
+
+
+class Bench:
+    """One call, and everything that the model computed in it or by itself.
+
+    ``earlier`` are runs whose values may linger. ``foreign`` says that the captures
+    were made where recon saw no pass.
+    """
+
+    def __init__(self, call: Call, earlier: Sequence[tuple[str, Trace]] = ()) -> None:
+        self.call, self.foreign = call, not call.passes
+        self.mask = call.situation.inputs.get("attention_mask")
+        # What the model computes by itself is an answer, too: code may run it in
+        # pieces. The pass of the whole batch comes first: formulas are applied to it.
+        given = tuple(call.situation.inputs["input_ids"].shape)
+        ours = sorted(call.passes, key=lambda one: one.facts.shape != given)
+        passes = [("", one) for one in (*ours, call.clean) if one is not None]
+        if passes and passes[0][1].facts.shape != given:
+            passes.reverse()
+        self.catalogue = Catalogue([*passes, *earlier], self.mask)
+        self._seen: dict[int, Exact | None] = {}
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks; 0 if nothing ran."""
+        traces = self.catalogue.current
+        return traces[0].facts.depth if traces else 0
+
+    @property
+    def padded(self) -> bool:
+        """Whether some rows of the batch are padded."""
+        return self.mask is not None and not bool(self.mask.all())
+
+    def exact(self, tensor: Tensor, sites: Sequence[Site]) -> Exact | None:
+        """Return what a tensor is bit for bit, the given sites preferred."""
+        key = id(tensor)
+        if key not in self._seen:
+            wanted = set(sites)
+            self._seen[key] = self.catalogue.exact(
+                tensor, lambda one: one.site in wanted and not one.form
+            )
+        return self._seen[key]
+
+    def close(self, tensor: Tensor, made: Quantity, trace: Trace) -> Match | None:
+        """Compare up to rounding; a certified bound decides where there is one."""
+        if not tensor.is_floating_point():
+            return None
+        known, _ = merged(made.tensor, made.axes)
+        found = self.catalogue.arranged(tensor.detach().cpu())
+        if made.form == "by head" and found.shape[1:2] == known.shape[2:3]:
+            found = found.transpose(1, 2)
+        if found.squeeze().shape != known.squeeze().shape:
+            return None
+        gap = apart(known.squeeze(), found.squeeze())
+        if not bool(torch.isfinite(found).all()) and made.site.part[-6:] != "scores":
+            return None
+        allowed = max(allowance(found.dtype), allowance(known.dtype))
+        if self.foreign:
+            close = gap <= _FOREIGN * allowed
+            return Match(gap=gap, form=made.form) if close else None
+        if made.form:
+            return Match(gap=gap, form=made.form) if gap <= allowed else None
+        if gap > max(_HOPELESS, allowed):
+            return None
+        proven = _proven(trace, made.site, found.reshape(known.shape))
+        if proven is None:
+            return Match(gap=gap) if gap <= allowed else None
+        return Match(gap=gap, words="within the proven bound") if proven else None
+
+
+def _proven(trace: Trace, place: Site, found: Tensor) -> bool | None:
+    """Say whether a tensor is certified at a site; None where nothing is to certify.
+
+    Sums are left out: another order of terms is honest, and strays from the local sum.
+    """
+    identity = next((i for i in gpt2.identities(trace) if i.site == place), None)
+    held = trace.tensors.get(place)
+    if identity is None or held is None or isinstance(identity.op, Add | Same):
+        return None
+    if held.dtype != found.dtype:
+        return None
+    if held.ndim == 4 and found.ndim == 3:
+        found = split_heads(found, trace.facts.heads)
+    again = trace.replace(place, found)
+    verdict = certified(again, identity).verdict
+    return None if verdict in ("unverified", "missing") else verdict != "diverged"

@@ -1,0 +1,103 @@
+"""One finding a cause: what is told of many tensors, and of many runs, is told once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from recon.auditing.effects import finding
+from recon.auditing.findings import Finding
+from recon.auditing.judgement import Judgement
+from recon.auditing.rules import rule
+from recon.sites import Site
+
+# What a finding says, too: with one row nothing tells a row from the batch.
+_SAYS_TOO = {
+    "grows": ("keys-vary", "wrong-count"),
+    "hooks-left": ("unpicklable",),
+    "hooks-left-after-error": ("unpicklable",),
+    "forward-replaced": ("unpicklable",),
+    "weights-changed": ("changes-result",),
+    "changes-some-rows": ("changes-result",),
+}
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+_MOST_SHOWN = 3
+
+
+def once(told: Iterable[Finding]) -> list[Finding]:
+    """Return findings, the worst first, without those that others say too."""
+    first: dict[tuple[str, ...], Finding] = {}
+    for one in told:
+        claim = one.rule.code.startswith("RC1") or one.rule.name == "overwritten"
+        key = (one.rule.code, *(one.places if claim else ()))
+        first.setdefault(key, one)
+    causes = {f.rule.name for f in first.values()} & _SAYS_TOO.keys()
+    said = {name for cause in causes for name in _SAYS_TOO[cause]}
+    kept = [f for f in first.values() if f.rule.name not in said]
+    return sorted(kept, key=lambda f: (_ORDER[f.severity], f.rule.code))
+
+
+def grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
+    """Tell one cause once: a rule, and what was taken for what, in all blocks."""
+    groups: dict[tuple[str, ...], list[tuple[str, Judgement, str]]] = defaultdict(list)
+    for run, one in judged:
+        told = [(one.rule, one.sentence)] if one.rule else one.notes
+        for name, sentence in told:
+            groups[(name, *_pattern(name, one))].append((run, one, sentence))
+    for (name, *_), members in groups.items():
+        distinct: dict[str, tuple[str, Judgement, str]] = {}
+        for member in members:
+            distinct.setdefault(member[1].name, member)
+        (run, first, words), *others = distinct.values()
+        yield finding(
+            name,
+            words + _more(name, first, [m[1] for m in others]),
+            places=list(distinct),
+            run=run,
+            severity=first.severity,
+            sites=tuple(str(m[1].reading or "") for m in distinct.values()),
+            found=tuple(m[1].found for m in distinct.values()),
+            evidence=dict(first.evidence),
+            mend=first.mend,
+        )
+
+
+def _more(name: str, first: Judgement, others: list[Judgement]) -> str:
+    """Count the other tensors of a cause; name their blocks, if they differ."""
+    if not others:
+        return ""
+    if name != "wrong-layer" or {_away(one) for one in others} == {_away(first)}:
+        return f" (and {len(others)} more so)"
+    shown = ", ".join(f"`{one.name}` is {one.found}" for one in others[:_MOST_SHOWN])
+    left = len(others) - _MOST_SHOWN
+    return f"; {shown}" + (f" (and {left} more)" if left > 0 else "")
+
+
+def _away(one: Judgement) -> str:
+    return "" if one.reading is None else _relative(one.found, one.reading.site)
+
+
+def _pattern(name: str, one: Judgement) -> tuple[str, ...]:
+    """Return what is the same in every block about a claim and what was found."""
+    if name == "by-design" and one.reading is not None:
+        return (one.reading.form,)
+    if one.reading is None or rule(name).severity == "note":
+        return (one.claim.family,)
+    if one.cause:
+        return (one.cause,)
+    place = one.reading.site
+    if name == "wrong-layer":
+        return (place.part,)
+    return (place.part, _relative(one.found, place))
+
+
+def _relative(found: str, place: Site) -> str:
+    """Write block numbers as distances from the claimed block."""
+    words = []
+    for word in found.split():
+        parts = word.split(".")
+        if parts[0] == "h" and len(parts) > 2 and parts[1].isdigit():
+            away = int(parts[1]) - (place.layer or 0)
+            word = ".".join(["h", f"{away:+d}", *parts[2:]])
+        words.append(word)
+    return " ".join(words)

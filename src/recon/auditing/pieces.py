@@ -1,0 +1,254 @@
+"""The right site: which piece of it was taken, in which order, of which pass?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from recon.auditing import quantities
+from recon.auditing.bench import Bench
+from recon.auditing.calls import Call
+from recon.auditing.claims import Claim
+from recon.auditing.handed import ANOTHER_ORDER, other_inputs
+from recon.auditing.identify import Exact
+from recon.auditing.judgement import Judgement
+from recon.auditing.passes import changed_values, same_bits
+from recon.auditing.quantities import Quantity
+from recon.sites import Site
+from recon.trace import Trace
+
+# Words in a name that say that less than everything is stored, on purpose.
+_ON_PURPOSE = frozenset(
+    {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
+)
+_HAND_ON = "Run the model on what the function is given: tokens, positions and mask."
+_INDEX = "Index the axis that the name speaks of; [:, -1] is the last token."
+_AXES = {"B": "row", "T": "token", "H": "head"}
+REDUCED = ("averaged", "summed", "largest", "as the norm")
+
+
+def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
+    """Judge which piece of the right site was taken, and in which order."""
+    sentence = f"`{one.name}` is {exact.words}"
+    one = replace(one, sentence=sentence, found=exact.quantity.label, exact=True)
+    if exact.layout.shuffled in ("B", "T"):
+        return one if _put_right(bench, exact) else replace(one, rule="wrong-tokens")
+    if not exact.layout.honest:
+        return replace(one, rule="wrong-layout")
+    if one.claim.strict and "B" in exact.layout.axes[1:]:
+        words = f"{sentence}: its first axis is not the rows of the batch"
+        mend = "Put the axes back: rows first, features last."
+        return replace(one, rule="wrong-layout", sentence=words, mend=mend)
+    if exact.cast is not None and _overflowed(one.tensor, exact.quantity.tensor):
+        words = f"{sentence}, and infinite where the model's values are not"
+        return replace(one, rule="not-finite", sentence=words)
+    late = _overwritten(bench, one, exact)
+    if late:
+        return replace(one, rule="overwritten", sentence=late, severity="warning")
+    if words := _broken_promise(bench, one.claim, exact):
+        lost = "B" in exact.held and bench.call.situation.rows > 1
+        rule = "dropped-batch" if lost else "wrong-tokens"
+        return replace(one, rule=rule, sentence=f"{sentence}: {words}", mend=_INDEX)
+    if _as_by_itself(bench, one):
+        return replace(one, notes=tuple(_remarks(one, exact)))
+    if _fewer_tokens(bench, exact):
+        said = f"{sentence}, in a pass on some of the tokens"
+        return replace(one, rule="wrong-tokens", sentence=said)
+    if words := _other_inputs(bench, exact):
+        said = f"{sentence}, in a pass on {words}"
+        name = "wrong-tokens" if words == ANOTHER_ORDER else "other-run"
+        return replace(one, rule=name, sentence=said, cause=words, mend=_HAND_ON)
+    if len(set(exact.taken)) < len(exact.taken) and exact.axis == "B":
+        return replace(one, rule="dropped-batch")
+    if one.claim.strict and exact.cut == "T":
+        return replace(one, rule="wrong-tokens")
+    if _lost_rows(bench, one, exact):
+        return replace(one, rule="dropped-batch")
+    if words := _padding(bench, exact):
+        said = f"{sentence}; {words}"
+        return replace(one, rule="padding-taken", sentence=said)
+    return replace(one, notes=tuple(_remarks(one, exact)))
+
+
+def _broken_promise(bench: Bench, claim: Claim, exact: Exact) -> str:
+    """Say what a name promises of tokens or heads that a piece does not keep."""
+    if claim.reduced:
+        held = [_AXES[axis] for axis in exact.held if axis in _AXES]
+        return f"one {held[0]}, though its name says {claim.reduced}" if held else ""
+    axes = exact.quantity.axes
+    if not claim.token or "T" not in axes or bench.padded or exact.cut == "T":
+        return ""
+    count = exact.quantity.tensor.shape[axes.index("T")]
+    wanted = 0 if claim.token == "first" else count - 1
+    tokens = {token for _, token in _tokens(exact, bench.call.situation.rows)}
+    if exact.picked or "T" in exact.held:
+        kept = tokens <= {wanted} and exact.held.get("T", wanted) == wanted
+    else:
+        kept = count == 1
+    return "" if kept else f"not the {claim.token} token, as its name says"
+
+
+def _as_by_itself(bench: Bench, one: Judgement) -> bool:
+    """Whether the model by itself computes the same, whatever pass this is from."""
+    clean, reading = bench.call.clean, one.reading
+    if clean is None or reading is None:
+        return False
+    made = quantities.derived(clean, reading.site, reading.form)
+    whole = made is not None and one.tensor.shape == made.tensor.shape
+    if made is None or not whole or bench.call.situation.train:
+        return False
+    return bench.close(one.tensor, made, clean) is not None
+
+
+def _lost_rows(bench: Bench, one: Judgement, exact: Exact) -> bool:
+    rows, held = bench.call.situation.rows, exact.held
+    first = held.get("B") == 0 or _rows_of(bench, exact) < rows
+    if rows == 1 or not first or "T" in held or "H" in held or exact.cut:
+        return False
+    if exact.picked or exact.taken:
+        return False
+    words = set(one.name.lower().replace(".", "_").replace("-", "_").split("_"))
+    lists = bench.call.returned.lists
+    listed = lists.get(one.name.rpartition(".")[0]) == rows
+    meant = listed or bool(words & _ON_PURPOSE)
+    return not meant and (bench.call.hooks > 0 or one.claim.strict)
+
+
+def _rows_of(bench: Bench, exact: Exact) -> int:
+    """Return how many rows the pass of a quantity had."""
+    one = exact.quantity
+    of_rows = one.axes[:1] == ("B",) and one.site.part != "wpe"
+    return one.tensor.shape[0] if of_rows else bench.call.situation.rows
+
+
+def _pass_of(bench: Bench, exact: Exact) -> Trace | None:
+    found = exact.quantity.tensor
+    held = (t for t in bench.catalogue.current if _holds(t, exact.quantity))
+    return next(held, None) if found.numel() else None
+
+
+def _fewer_tokens(bench: Bench, exact: Exact) -> bool:
+    trace = _pass_of(bench, exact)
+    whole = "T" in exact.quantity.axes and not exact.held and not exact.taken
+    given = bench.call.situation.inputs["input_ids"]
+    if trace is None or not whole or len(trace.facts.shape) < 2:
+        return False
+    return trace.facts.shape[1] < given.shape[1]
+
+
+def _overwritten(bench: Bench, one: Judgement, exact: Exact) -> str:
+    """Say if a capture that is the edited value was meant to be the one before."""
+    assert one.reading is not None
+    if exact.quantity.site == one.reading.site:
+        return ""
+    return overwritten(bench.call, one.name, one.tensor)
+
+
+def _other_inputs(bench: Bench, exact: Exact) -> str:
+    """Say what else than the given tokens a pass ran on; nothing if on those."""
+    same = [q for q in exact.ties if q.site == exact.quantity.site]
+    words = ""
+    for one in (exact.quantity, *same):
+        trace = _pass_of(bench, replace(exact, quantity=one))
+        if trace is None or trace is bench.call.clean or not trace.facts.shape:
+            return ""
+        words = other_inputs(trace, bench.call)
+        if not words:
+            return ""
+    return words
+
+
+def _put_right(bench: Bench, exact: Exact) -> bool:
+    """Whether rows that ran in another order were put back into the given one."""
+    trace = _pass_of(bench, exact)
+    ids = None if trace is None else trace.facts.ids.get(Site("wte"))
+    given = bench.call.situation.inputs["input_ids"]
+    if ids is None or ids.shape != given.shape or exact.layout.shuffled != "B":
+        return False
+    return torch.equal(ids[list(exact.layout.order)], given)
+
+
+def _padding(bench: Bench, exact: Exact) -> str:
+    """Say what is odd about the tokens that were taken of a padded batch."""
+    mask = bench.mask
+    if mask is None or bool(mask.all()):
+        return ""
+    at = _tokens(exact, len(mask))
+    if any(not bool(mask[row, token]) for row, token in at):
+        return "attention_mask marks some of it as padding"
+    text = [mask[row].nonzero().flatten().tolist() for row, _ in at]
+    places = [some.index(token) for some, (_, token) in zip(text, at, strict=True)]
+    ends = [len(some) - 1 for some in text]
+    same = len(set(places)) <= 1 or len({token for _, token in at}) == 1
+    if same or places == ends:
+        return ""
+    return "of the text of each row it is neither the last token nor the same one"
+
+
+def reduced(bench: Bench, one: Judgement, form: str) -> Judgement:
+    """Take a mean for meant, unless it counts padding."""
+    pooled = form.endswith(("over tokens", "over the text"))
+    strict = one.claim.strict and one.reading is not None and not one.reading.form
+    if strict and not pooled:
+        return replace(one, rule="wrong-shape")
+    if one.claim.token or not form.startswith(one.claim.reduced):
+        wanted = one.claim.reduced or f"the {one.claim.token} token"
+        words = f"{one.sentence}, not {wanted}, as its name says"
+        rule = "wrong-formula" if one.claim.reduced else "wrong-tokens"
+        return replace(one, rule=rule, sentence=words)
+    if bench.padded and form.endswith("over tokens"):
+        words = f"{one.sentence}, and attention_mask marks some of them as padding"
+        return replace(one, rule="padding-taken", sentence=words)
+    return replace(one, notes=(("generous-reading", one.sentence),))
+
+
+def _tokens(exact: Exact, rows: int) -> list[tuple[int, int]]:
+    """Return (row, token) of each single token that a tensor is made of."""
+    axes, held = exact.quantity.axes, exact.held
+    if exact.picked:
+        each = [dict(zip((axes[a] for a in p.axes), p.index, strict=True))
+                for p in exact.picked]  # fmt: skip
+        return [(at["B"], at["T"]) for at in each if {"B", "T"} <= at.keys()]
+    whole = axes[:1] == ("B",) and exact.quantity.tensor.shape[0] == rows
+    if "T" not in held or not whole:
+        return []
+    taken = [held["B"]] if "B" in held else range(rows)
+    return [(row, held["T"]) for row in taken]
+
+
+def _holds(trace: Trace, one: Quantity) -> bool:
+    return one.site in trace and trace[one.site].data_ptr() == one.tensor.data_ptr()
+
+
+def _overflowed(found: Tensor, known: Tensor) -> bool:
+    finite = bool(torch.isfinite(known).all())
+    return finite and not bool(torch.isfinite(found).all())
+
+
+def overwritten(call: Call, name: str, tensor: Tensor) -> str:
+    """Say if a capture is memory of the pass that was edited after it was computed."""
+    address = tensor.untyped_storage().data_ptr()
+    for copies, aliases in zip(call.passes, call.aliases, strict=False):
+        for place, alias in aliases.tensors.items():
+            if alias.untyped_storage().data_ptr() != address:
+                continue
+            copy = copies.tensors[place]
+            if not same_bits(alias, copy):
+                count = int(changed_values(copy, alias).sum())
+                return (
+                    f"`{name}` is the memory of {place}, which was edited in place "
+                    f"after it was computed ({count:,} of {copy.numel():,} values)"
+                )
+    return ""
+
+
+def _remarks(one: Judgement, exact: Exact) -> Iterator[tuple[str, str]]:
+    if exact.cast is not None:
+        yield "reduced-precision", one.sentence
+    less = exact.held or exact.cut or exact.picked
+    single = set(exact.held) == {"B"} and exact.quantity.tensor.shape[0] == 1
+    if less and not single:
+        yield "generous-reading", one.sentence

@@ -1,0 +1,153 @@
+"""Not what the name says: what is it then? Bit for bit, up to rounding, or nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from recon import gpt2
+from recon.auditing import quantities
+from recon.auditing.bench import Bench
+from recon.auditing.identify import Exact
+from recon.auditing.judgement import Judgement
+from recon.auditing.near import Near
+from recon.auditing.pieces import overwritten
+from recon.sites import Site
+from recon.trace import sources
+
+# As many equal values are no accident, and what is further away than this is not near.
+_SOME, _FAR = 0.02, 0.5
+
+
+def unclaimed(bench: Bench, one: Judgement) -> Judgement:
+    """Identify a tensor whose name promises nothing."""
+    exact = bench.exact(one.tensor, ())
+    if exact is not None:
+        sentence, found = f"`{one.name}` is {exact.words}", exact.quantity.label
+        late = (("other-run", sentence),) if exact.quantity.run else ()
+        if late:
+            return replace(one, rule="other-run", sentence=sentence, found=found)
+    elif torch.equal(one.tensor, bench.call.situation.inputs["input_ids"]):
+        sentence, found = f"`{one.name}` is input_ids", "input_ids"
+    else:
+        near = bench.catalogue.near(one.tensor, (), lambda q: False)
+        sentence, found = _in_words(one.name, near)
+    note = ("unclaimed", sentence)
+    return replace(one, sentence=sentence, found=found, notes=(note,))
+
+
+def refuse(bench: Bench, one: Judgement) -> Judgement:
+    """Say what a tensor is that its name does not fit, and which rule it breaks."""
+    assert one.reading is not None
+    claimed = one.reading.site
+    exact = bench.exact(one.tensor, [r.site for r in one.claim.readings])
+    if bool((one.tensor == one.tensor.flatten()[0]).all()):
+        words = f"`{one.name}` holds one number, {float(one.tensor.flatten()[0]):g}"
+        many = one.tensor.numel() > 1
+        return replace(
+            one, rule="nothing-captured" if many else "wrong-shape", sentence=words
+        )
+    if not one.tensor.is_floating_point():
+        words = f"`{one.name}` holds {one.tensor.dtype}, no activations"
+        return replace(one, rule="unexplained", sentence=words)
+    if late := overwritten(bench.call, one.name, one.tensor):
+        return replace(one, rule="overwritten", sentence=late)
+    if exact is not None:
+        return _as_exact(one, exact, claimed)
+    masked = claimed.part.endswith("scores") and not bool(one.tensor.isnan().any())
+    if not bool(torch.isfinite(one.tensor).all()) and not masked:
+        count = int((~torch.isfinite(one.tensor)).sum())
+        words = f"`{one.name}` holds {count} values that are NaN or infinite"
+        return replace(
+            one, rule="not-finite", sentence=words, evidence={"not_finite": count}
+        )
+    wanted = [r.site for r in one.claim.readings]
+    likely = {*wanted, *_inputs_of(bench, wanted)}
+    near = bench.catalogue.near(
+        one.tensor, wanted, lambda q: q.site in likely and not q.form
+    )
+    return _as_near(bench, one, near, claimed)
+
+
+def _inputs_of(bench: Bench, wanted: Sequence[Site]) -> Iterator[Site]:
+    for trace in bench.catalogue.current[:1]:
+        for identity in gpt2.identities(trace):
+            if identity.site in wanted:
+                yield from identity.inputs
+
+
+def _as_near(
+    bench: Bench, one: Judgement, near: Near | None, claimed: Site
+) -> Judgement:
+    sentence, found = _in_words(one.name, near)
+    one = replace(one, sentence=sentence, found=found)
+    if near is None:
+        expected = " or ".join(quantities.axes_of(claimed))
+        words = f"{sentence}; {claimed} has axes {expected.replace(' or ', ' ')}"
+        return replace(one, rule="wrong-shape", sentence=words)
+    one = replace(one, evidence={"distance": near.distance})
+    if near.how == "nearest":
+        words = f"{sentence}{_partly(bench, one, claimed)}"
+        return replace(one, rule="unexplained", sentence=words)
+    if near.how == "sum":
+        return replace(one, rule="wrong-terms")
+    if near.how == "scaled":
+        return replace(one, rule="wrong-formula")
+    (quantity,) = near.quantities
+    if quantity.site == claimed or quantity.form:
+        return replace(one, rule="wrong-formula")
+    return replace(one, rule=_other_site(quantity.site, claimed))
+
+
+def _partly(bench: Bench, one: Judgement, claimed: Site) -> str:
+    """Say how many values of a tensor are those of the site, if some are."""
+    for trace in bench.catalogue.current:
+        known = trace.get(claimed)
+        if known is not None and known.shape == one.tensor.shape:
+            share = float((known.cpu() == one.tensor.detach().cpu()).float().mean())
+            if share > _SOME:
+                return f"; {share:.0%} of its values are those of {claimed}"
+    return ""
+
+
+def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
+    """Say which other quantity a tensor is, bit for bit, and which rule that breaks."""
+    # Of what is equal, a dropout in eval mode for one, the likest to the claim is told.
+    same = [q for q in (exact.quantity, *exact.ties) if q.site.part == claimed.part]
+    exact = replace(exact, quantity=same[0]) if same else exact
+    actual = exact.quantity
+    sentence = f"`{one.name}` is {exact.words}, not {one.reading}"
+    one = replace(one, sentence=sentence, found=actual.label)
+    if actual.run:
+        return replace(one, rule="other-run")
+    if actual.form in ("table", "weight"):
+        name = "wrong-tokens" if actual.form == "table" else "wrong-site"
+        return replace(one, rule=name)
+    if actual.form or actual.site in sources(claimed):
+        return replace(one, rule="wrong-layout")
+    return replace(one, rule=_other_site(actual.site, claimed))
+
+
+def _other_site(actual: Site, claimed: Site) -> str:
+    """Tell another block from another part, seen as people count: states, blocks."""
+    if actual.part == claimed.part:
+        return "wrong-layer"
+    streams = {"resid_pre", "resid_post", "embed"}
+    between = actual.part in streams and claimed.part in streams
+    return "wrong-layer" if between else "wrong-site"
+
+
+def _in_words(name: str, near: Near | None) -> tuple[str, str]:
+    if near is None:
+        return f"`{name}` has a shape that nothing in the model has", ""
+    if near.how == "nearest" and near.distance > _FAR:
+        return f"`{name}` is nothing that recon knows, nor near it", ""
+    if near.how == "nearest":
+        far = f"{near.distance:.2g} of its size away"
+        return (
+            f"`{name}` is nothing that recon knows; nearest is {near.words}, {far}",
+            near.words,
+        )
+    return f"`{name}` is {near.words} (up to rounding)", near.words
