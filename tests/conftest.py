@@ -30,6 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel  # noqa: E
 
 import recon  # noqa: E402
 from recon.models import perturb  # noqa: E402
+from tests import versions  # noqa: E402
 
 VOCABULARY = 97
 TINY = {
@@ -74,8 +75,13 @@ def _make_ids(batch: int = 3, tokens: int = 7, seed: int = 0) -> torch.Tensor:
 def _record(
     model: PreTrainedModel, *args: Any, grad: bool = False, **inputs: Any
 ) -> Recorded:
+    asked = {"output_hidden_states": True}
+    config = model.config
+    if not versions.SHOWS_PATTERNS and config._attn_implementation == "eager":
+        rests = config.add_cross_attention and "encoder_hidden_states" not in inputs
+        asked["output_attentions"] = not rests
     with torch.set_grad_enabled(grad), recon.capture(model) as recorder:
-        output = model(*args, **{"output_hidden_states": True, **inputs})
+        output = model(*args, **{**asked, **inputs})
     return Recorded(recorder.trace, output)
 
 

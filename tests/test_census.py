@@ -4,12 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-import transformers
 
 import recon
 from recon.census import census, foreign
-
-VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
+from tests import versions
 
 
 def of_mine(*args):
@@ -90,7 +88,7 @@ def test_a_forward_replaced_on_one_module_is_found(model):
     assert kinds(model) == [("forward override", "transformer.h.1.mlp")]
 
 
-@pytest.mark.skipif(not VERSION_5, reason="transformers 4 leaves no hooks behind")
+@pytest.mark.skipif(not versions.HOOKED, reason="no hooks stay behind")
 def test_hooks_of_transformers_are_known_by_owner_and_not_foreign(model, ids):
     model(ids, output_hidden_states=True)
     model.transformer.h[1].register_forward_hook(of_mine)

@@ -11,10 +11,15 @@ from transformers.activations import ACT2FN
 
 import recon
 from recon.gpt2 import hooks_of_its_own
+from recon.gpt2.caches import entries, halves, length
+from tests import versions
 
-VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
-only_version_5 = pytest.mark.skipif(
-    not VERSION_5, reason="transformers 4 has no tie_last_hidden_states"
+only_hooked = pytest.mark.skipif(
+    not versions.HOOKED, reason="this transformers collects states by hand"
+)
+
+only_cache_objects = pytest.mark.skipif(
+    not versions.CACHE_OBJECTS, reason="a cache of this transformers is a tuple"
 )
 
 LEFT = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0] + [1] * 6])
@@ -64,10 +69,13 @@ INPUTS = {
     "packed": {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]] * 3)},
     "no cache": {"use_cache": False},
     "labels": {"labels": torch.arange(21).view(3, 7)},
-    "last logits": {"logits_to_keep": 2},
-    "some logits": {"logits_to_keep": torch.tensor([0, 4])},
     "one row of padding": {"attention_mask": torch.tensor([[1] * 7, [0] * 7, [1] * 7])},
 }
+
+
+if versions.KEEPS_LOGITS:
+    INPUTS["last logits"] = {"logits_to_keep": 2}
+    INPUTS["some logits"] = {"logits_to_keep": torch.tensor([0, 4])}
 
 
 def unchecked(trace, report):
@@ -164,7 +172,7 @@ def test_every_activation_reconciles(make_model, ids, all_exact, name):
     all_exact(recon.verify(make_model(activation_function=name), ids))
 
 
-@only_version_5
+@only_hooked
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", [GPT2Model, GPT2LMHeadModel])
 @pytest.mark.parametrize(
@@ -274,8 +282,7 @@ def test_a_very_short_prompt_reconciles(
 
 
 def contents(cache):
-    cache = getattr(cache, "self_attention_cache", cache)
-    return [t.clone() for layer in cache.layers for t in (layer.keys, layer.values)]
+    return [t.clone() for pair in entries(halves(cache)[0]) for t in pair]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -291,10 +298,11 @@ def test_a_pass_after_a_cache_reconciles_and_leaves_the_cache(
     before = contents(cache)
     later = make_ids(3, 2, seed=5)
     all_exact(recon.verify(model, later, past_key_values=cache, **encoder))
-    assert cache.get_seq_length() == 7
+    assert length(cache) == 7
     assert all(map(torch.equal, before, contents(cache)))
 
 
+@only_cache_objects
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("filled", [False, True])
 def test_a_static_cache_reconciles_and_is_left_alone(
@@ -450,7 +458,7 @@ def test_a_part_of_another_class_is_refused_by_path(model, ids):
 # -- transformers' own capturing hooks -----------------------------------------
 
 
-@pytest.mark.skipif(not VERSION_5, reason="transformers 4 collects states by hand")
+@only_hooked
 @pytest.mark.parametrize("asked_before", [False, True])
 def test_transformers_own_hooks_are_put_back_as_they_were(model, ids, asked_before):
     if asked_before:

@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-import transformers
 from transformers import GPT2LMHeadModel, GPT2Model
 
 import recon
+from tests import versions
 
-VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0] + [1] * 6])
 ENCODED = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(3))
 EMBEDDED = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(4))
@@ -83,7 +82,7 @@ def test_a_run_under_autocast_is_rebuilt_outside_of_it(model, ids, record):
     assert all(map(torch.equal, recon.reconstruct(trace), output.hidden_states))
 
 
-@pytest.mark.skipif(not VERSION_5, reason="transformers 4 always ties the last state")
+@pytest.mark.skipif(not versions.HOOKED, reason="the last state is always tied")
 @pytest.mark.parametrize("granularity", ["update", "head", "neuron"])
 def test_an_untied_last_state_is_the_last_blocks_output(
     make_model, ids, record, granularity

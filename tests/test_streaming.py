@@ -7,6 +7,7 @@ import torch
 
 import recon
 from recon.checks import LEVELS
+from tests import versions
 
 EVERY = list(LEVELS)
 
@@ -25,7 +26,11 @@ def both(model, ids, **inputs):
 
 def damage(module, factor=1.5):
     """Make a module answer with something else, after recon has looked."""
-    return module.register_forward_hook(lambda m, args, out: out * factor)
+
+    def times(m, args, out):
+        return (out[0] * factor, *out[1:]) if isinstance(out, tuple) else out * factor
+
+    return module.register_forward_hook(times)
 
 
 # -- the verdicts are those of normal mode -------------------------------------
@@ -81,7 +86,9 @@ def test_a_damaged_run_fails_at_the_same_sites_in_both_modes(
     }
 
 
-@pytest.mark.parametrize("inputs", ["train", "padded", "cross", "embeds", "keep"])
+@pytest.mark.parametrize(
+    "inputs", ["train", "padded", "cross", "embeds", *["keep"] * versions.KEEPS_LOGITS]
+)
 def test_other_runs_stream_too(make_model, ids, inputs):
     model = make_model(add_cross_attention=inputs == "cross")
     given = {"input_ids": ids}

@@ -21,6 +21,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
@@ -45,6 +46,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# What a config calls the dtype of its weights, and from_pretrained with it.
+_DTYPE = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
 Tokenizer: TypeAlias = Any
 
 
@@ -117,11 +120,10 @@ def _pretrained(
         if attention is not None:
             config._attn_implementation = attention
         try:
-            wanted = dtype or getattr(config, "dtype", None) or torch.float32
             # Its annotations know nothing of the second value.
-            loaded: Any = kind.from_pretrained(
-                source, config=config, dtype=wanted, output_loading_info=True
-            )
+            options: dict[str, Any] = {"config": config, "output_loading_info": True}
+            options[_DTYPE] = dtype or getattr(config, _DTYPE, None) or torch.float32
+            loaded: Any = kind.from_pretrained(source, **options)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise UsageError(
                 f"{name}: its weights cannot be read: {_first_line(error)}"

@@ -593,12 +593,16 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _look(
     port: Port, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Tensor | None:
-    """Return the tensor at a port; a tuple's first element is the output proper."""
+    """Return the tensor at a port: the output proper is a tuple's first element.
+
+    Attention's weights are the last; some versions of transformers return keys and
+    values in between.
+    """
     if port == "input":
         value = _first(args, kwargs)
     else:
         several = output if isinstance(output, tuple) else (output,)
-        value = (*several, None)[0 if port == "output" else 1]
+        value = several[0] if port == "output" else (None, *several[1:])[-1]
     return value if isinstance(value, Tensor) else None
 
 

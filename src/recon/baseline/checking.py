@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,18 +345,21 @@ def _entries(shown: list[int], count: int) -> str:
 
 
 def _returns(then: Baseline, now: Baseline) -> Iterator[Finding]:
-    """Tell what modules return; a kernel that shows no pattern gives None for it."""
+    """Tell what modules return; a kernel that shows no pattern has less to give."""
     kernel = then.environment.attention != now.environment.attention
     for kind, before in then.returns.items():
         after = now.returns.get(kind)
         if after is None or before == after:
             continue
-        if kernel and before.replace("None", "Tensor") == after.replace(
-            "None", "Tensor"
-        ):
+        if kernel and _proper(before) == _proper(after):
             continue
         words = f"{kind} returns {after}, returned {before}"
         yield _finding("returns-moved", words, [kind])
+
+
+def _proper(returned: str) -> str:
+    """Leave out what comes last in a tuple and may be a pattern."""
+    return re.sub(r"(, (None|Tensor))+\)$", ")", returned)
 
 
 def _hooks(then: Baseline, now: Baseline) -> Iterator[Finding]:

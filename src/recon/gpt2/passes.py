@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from recon.errors import UnsupportedError
 from recon.facts import Environment, Facts
+from recon.gpt2 import caches
 from recon.gpt2.modules import HEADED, Parts
 from recon.ops import (
     Activation,
@@ -60,22 +61,40 @@ def received(
     if kwargs.get("head_mask") is not None:
         return Received(mask, queries, unsupported="head_mask")
     if cache is None:
+        return _with_present(output, mask, queries)
+    self_cache, cross_cache = caches.halves(cache)
+    cache = cross_cache if cross else self_cache
+    if cache is None:
         return Received(mask, queries)
-    if hasattr(cache, "self_attention_cache"):
-        cache = cache.cross_attention_cache if cross else cache.self_attention_cache
-    elif cross:
-        return Received(mask, queries)
+    if not hasattr(cache, "layers"):
+        pair = list(caches.entries(cache))[module.layer_idx]
+        return _with_pair(pair, mask, queries, cross)
     return _with_cache(cache.layers[module.layer_idx], mask, queries, cross)
+
+
+def _with_present(output: Any, mask: Tensor | None, queries: int) -> Received:
+    """Read what up to version 4.51 an attention returns in place of a cache."""
+    several = output if isinstance(output, tuple) else ()
+    pair = next((one for one in several[1:2] if isinstance(one, tuple)), None)
+    return Received(mask, queries) if pair is None else _with_pair(pair, mask, queries)
+
+
+def _with_pair(
+    pair: caches.Entry, mask: Tensor | None, queries: int, cross: bool = False
+) -> Received:
+    keys, values = (tensor.detach() for tensor in pair)
+    return Received(
+        mask, queries, keys, values, 0 if cross else keys.shape[2] - queries
+    )
 
 
 def _with_cache(layer: Any, mask: Tensor | None, queries: int, cross: bool) -> Received:
     kind = type(layer).__name__
     if kind not in _PLAIN_CACHES:
         return Received(mask, queries, unsupported=f"a cache of {kind}")
-    keys, values = layer.keys.detach(), layer.values.detach()
     if kind == "DynamicLayer":
-        past = 0 if cross else keys.shape[2] - queries
-        return Received(mask, queries, keys, values, past)
+        return _with_pair((layer.keys, layer.values), mask, queries, cross)
+    keys, values = layer.keys.detach(), layer.values.detach()
     # Later steps write a static cache in place: what was seen must be copied.
     past = 0 if cross else int(layer.get_seq_length()) - queries
     return Received(mask, queries, keys.clone(), values.clone(), past)

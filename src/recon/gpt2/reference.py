@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from recon.errors import UnsupportedError, UsageError
+from recon.gpt2 import caches
 from recon.gpt2.modules import base
 from recon.gpt2.passes import SUPPORTED_ATTENTION
 
@@ -46,8 +46,7 @@ class Reference:
 def _cache_contents(cache: Any) -> tuple[tuple[Tensor, Tensor], ...] | None:
     if cache is None:
         return None
-    cache = getattr(cache, "self_attention_cache", cache)
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
+    return tuple(caches.entries(caches.halves(cache)[0]))
 
 
 def sparing(model: nn.Module, inputs: Mapping[str, Any]) -> Reference:
@@ -73,24 +72,8 @@ def _with_own_cache(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a cache among the inputs: the pass writes it, the caller's stays."""
     own = dict(inputs)
     if own.get("past_key_values") is not None:
-        own["past_key_values"] = _copied(own["past_key_values"])
+        own["past_key_values"] = caches.copied(own["past_key_values"])
     return own
-
-
-def _copied(cache: Any) -> Any:
-    """Copy a cache; ``deepcopy`` alone refuses tensors with an autograd graph."""
-    halves = [
-        getattr(cache, half, cache)
-        for half in ("self_attention_cache", "cross_attention_cache")
-    ]
-    tensors = (
-        tensor
-        for half in halves
-        for layer in half.layers
-        for tensor in (layer.keys, layer.values)
-        if tensor is not None
-    )
-    return copy.deepcopy(cache, {id(t): t.detach().clone() for t in tensors})
 
 
 @contextmanager
@@ -170,7 +153,7 @@ def require_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     if ids is not None:
         _require_range("token id", ids, config.vocab_size)
     past = inputs.get("past_key_values")
-    seen = int(past.get_seq_length()) if past is not None else 0
+    seen = caches.length(past) if past is not None else 0
     if inputs.get("position_ids") is not None:
         _require_range("position", inputs["position_ids"], config.n_positions)
     elif seen + given.shape[1] > config.n_positions:
