@@ -18,8 +18,8 @@ from torch import Tensor
 
 import recon
 from property_tests.observing import record, same_bits
-from property_tests.strategies import Prompt, Recipe, models
 from recon import Site, Trace
+from recon.testing.strategies import Prompt, Recipe, models
 
 Capture: TypeAlias = Callable[..., Mapping[str, Any]]
 

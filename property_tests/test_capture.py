@@ -12,8 +12,8 @@ from torch import Tensor
 
 import recon
 from property_tests.observing import hooks_of, record, same_bits
-from property_tests.strategies import Run, runs
 from recon import Trace
+from recon.testing.strategies import Run, runs
 
 
 def record_with(run: Run, **options: Any) -> Trace:

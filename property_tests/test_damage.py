@@ -13,9 +13,9 @@ from torch import Tensor
 
 import recon
 from property_tests.observing import record
-from property_tests.strategies import SMALLEST, Prompt, Recipe, Run, runs
 from recon import Site, Trace
 from recon.checks import LEVELS
+from recon.testing.strategies import SMALLEST, Prompt, Recipe, Run, runs
 
 Index = tuple[int, ...]
 _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}

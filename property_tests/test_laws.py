@@ -21,14 +21,14 @@ from transformers import DynamicCache, StaticCache
 
 import recon
 from property_tests.observing import record, same_bits
-from property_tests.strategies import (
+from recon import Site, Trace
+from recon.testing.strategies import (
     CONTEXT,
     VOCABULARY,
     Run,
     models,
     runs,
 )
-from recon import Site, Trace
 
 # Rounding in another order: the two runs still agree to half of their digits, counted
 # from the largest element of the site or from 1. In 800 runs, relative to the largest

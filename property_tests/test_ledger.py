@@ -12,8 +12,8 @@ from torch import Tensor
 
 import recon
 from property_tests.observing import record, same_bits
-from property_tests.strategies import Run, runs
 from recon import Site, Trace
+from recon.testing.strategies import Run, runs
 
 GRANULARITIES = ["update", "head", "neuron"]
 OF_THE_STREAM = ("resid_pre", "resid_mid", "resid_post")

@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 from torch import Tensor, nn
 
 import recon
-from property_tests.strategies import VOCABULARY, Recipe
 from recon.ops import Lookup
+from recon.testing.strategies import VOCABULARY, Recipe
 
 RECORDERS_AT_MOST = 3
 HERE = 0  # this thread; others count from 1

@@ -11,9 +11,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import recon
-from property_tests.strategies import MOST_TOKENS, models
 from recon import Site, UnknownSiteError
 from recon.sites import PARTS, all_sites, select
+from recon.testing.strategies import MOST_TOKENS, models
 
 LAYERS = st.integers(0, 200)
 PART_NAMES = [part.name.removeprefix("h.{l}.") for part in PARTS]

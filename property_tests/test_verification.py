@@ -11,7 +11,7 @@ from torch import Tensor
 
 import recon
 from property_tests.observing import record, same_bits, state_of, tensors_of
-from property_tests.strategies import SMALLEST, Prompt, Recipe, Run, runs
+from recon.testing.strategies import SMALLEST, Prompt, Recipe, Run, runs
 
 CONTEXTS = {
     "no_grad": torch.no_grad,

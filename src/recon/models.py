@@ -24,6 +24,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from recon.errors import UnsupportedError, UsageError
@@ -46,6 +47,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# Every activation that a config may name, GPT-2's own first.
+ACTIVATIONS = ("gelu_new", *sorted(set(ACT2FN) - {"gelu_new"}))
 # What a config calls the dtype of its weights, and from_pretrained with it.
 _DTYPE = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
 Tokenizer: TypeAlias = Any
@@ -271,10 +274,27 @@ def skeleton(name: str = BUNDLED) -> Skeleton:
 
 
 def _random(size: str, attention: str | None, seed: int) -> PreTrainedModel:
-    config = _random_config(size)
+    return _built(_random_config(size), GPT2LMHeadModel, attention, seed)
+
+
+def build(
+    options: Mapping[str, Any],
+    *,
+    headed: bool = True,
+    attention: str | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Build a GPT-2 of ``options`` of its config, with seeded weights, in float32."""
+    kind = GPT2LMHeadModel if headed else GPT2Model
+    return _built(GPT2Config(**options), kind, attention, seed)
+
+
+def _built(
+    config: GPT2Config, kind: type[PreTrainedModel], attention: str | None, seed: int
+) -> PreTrainedModel:
     config._attn_implementation = attention or "sdpa"
     with torch.random.fork_rng([]):
-        model = GPT2LMHeadModel(config)
+        model = kind(config)
     perturb(model, seed)
     return model
 

@@ -12,11 +12,9 @@ from typing import Any, TypeAlias
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedModel
-from transformers.activations import ACT2FN
+from torch import Tensor, nn
 
-from recon.models import DTYPES, perturb
+from recon.models import ACTIVATIONS, DTYPES, build
 
 Rows: TypeAlias = tuple[str, ...]
 Options: TypeAlias = Mapping[str, Any]
@@ -24,13 +22,16 @@ Options: TypeAlias = Mapping[str, Any]
 VOCABULARY = 29
 CONTEXT = 24
 MOST_TOKENS = 9
-ACTIVATIONS = ("gelu_new", *sorted(set(ACT2FN) - {"gelu_new"}))
 SMALLEST: Options = {"n_layer": 1, "n_head": 1, "n_embd": 4}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to build a model: options of its config, and what is not in a config."""
+    """How to build a model: options of its config, and what is not in a config.
+
+    ``headed`` makes a GPT2LMHeadModel, else a GPT2Model; ``dtype`` and ``attention``
+    are names, as on the command line.
+    """
 
     options: Options
     headed: bool = True
@@ -41,37 +42,42 @@ class Recipe:
 
     @property
     def width(self) -> int:
+        """Return n_embd."""
         return int(self.options["n_embd"])
 
     @property
     def depth(self) -> int:
+        """Return n_layer."""
         return int(self.options["n_layer"])
 
     @property
     def cross(self) -> bool:
+        """Whether there is cross-attention, so that encoder states may be given."""
         return bool(self.options.get("add_cross_attention", False))
 
-    def build(self) -> PreTrainedModel:
+    def build(self) -> nn.Module:
         """Build it with the weights of its seed; draw from no global generator."""
-        config = GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=CONTEXT,
-            bos_token_id=0,
-            eos_token_id=0,
+        options = {
+            "vocab_size": VOCABULARY,
+            "n_positions": CONTEXT,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
             **self.options,
+        }
+        model = build(
+            options, headed=self.headed, attention=self.attention, seed=self.seed
         )
-        config._attn_implementation = self.attention
-        with torch.random.fork_rng([]):
-            model = (GPT2LMHeadModel if self.headed else GPT2Model)(config)
-        perturb(model, self.seed)
-        return model.to(DTYPES[self.dtype]).train(self.train)
+        nn.Module.to(model, DTYPES[self.dtype])
+        model.train(self.train)
+        return model
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What to call a model with; masks are spelt as rows of 0 and 1.
 
-    ``keep`` is logits_to_keep; ``encoder`` the number of encoder states.
+    ``positions`` is empty for none, ``shared`` for one row, ``each`` for one a row of
+    the batch; ``keep`` is logits_to_keep; ``encoder`` the number of encoder states.
     """
 
     batch: int = 1
@@ -142,7 +148,7 @@ class Run:
     recipe: Recipe
     prompt: Prompt
 
-    def build(self) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def build(self) -> tuple[nn.Module, dict[str, Any]]:
         """Return the model, and its keyword arguments."""
         return self.recipe.build(), self.prompt.tensors(self.recipe)
 
@@ -155,31 +161,50 @@ def as_mask(rows: Rows) -> Tensor:
 # -- models --------------------------------------------------------------------
 
 
+# GPT-2's own choice stands first, and is left out of what is drawn.
+_CHOICES: Mapping[str, st.SearchStrategy[Any]] = {
+    "activation_function": st.sampled_from(ACTIVATIONS),
+    "n_inner": st.none() | st.integers(1, 40) | st.just(300),
+    "layer_norm_epsilon": st.sampled_from([1e-5, 1e-12, 1e-2, 1.0]),
+    "scale_attn_weights": st.sampled_from([True, False]),
+    "scale_attn_by_inverse_layer_idx": st.booleans(),
+    "reorder_and_upcast_attn": st.booleans(),
+    "add_cross_attention": st.booleans(),
+    "tie_word_embeddings": st.sampled_from([True, False]),
+    "tie_last_hidden_states": st.sampled_from([None, True, False]),
+    "resid_pdrop": st.sampled_from([0.1, 0.0, 0.5]),
+    "embd_pdrop": st.sampled_from([0.1, 0.0, 0.5]),
+    "attn_pdrop": st.sampled_from([0.1, 0.0, 0.5]),
+}
+_USUAL: Options = {
+    "activation_function": ACTIVATIONS[0],
+    "n_inner": None,
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "tie_last_hidden_states": None,
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}
+
+
 @st.composite
 def gpt2_configs(draw: st.DrawFn, max_layer: int = 4) -> Options:
-    """Draw every option of GPT2Config that changes what the model computes."""
+    """Draw every option of GPT2Config that changes what the model computes.
+
+    Vocabulary and context are not among them: ``Recipe.build`` sets both.
+    """
     heads = draw(st.integers(1, 4))
-    dropout = st.sampled_from([0.1, 0.0, 0.5])
-    drawn = {
-        "activation_function": draw(st.sampled_from(ACTIVATIONS)),
-        "n_inner": draw(st.none() | st.integers(1, 40) | st.just(300)),
-        "layer_norm_epsilon": draw(st.sampled_from([1e-5, 1e-12, 1e-2, 1.0])),
-        "scale_attn_weights": draw(st.sampled_from([True, False])),
-        "scale_attn_by_inverse_layer_idx": draw(st.booleans()),
-        "reorder_and_upcast_attn": draw(st.booleans()),
-        "add_cross_attention": draw(st.booleans()),
-        "tie_word_embeddings": draw(st.sampled_from([True, False])),
-        "tie_last_hidden_states": draw(st.sampled_from([None, True, False])),
-        "resid_pdrop": draw(dropout),
-        "embd_pdrop": draw(dropout),
-        "attn_pdrop": draw(dropout),
-    }
-    usual = GPT2Config()
+    drawn = {name: draw(choice) for name, choice in _CHOICES.items()}
     return {
         "n_layer": draw(st.integers(1, max_layer)),
         "n_head": heads,
         "n_embd": heads * draw(st.integers(1, 8)),
-        **{k: v for k, v in drawn.items() if v != getattr(usual, k, None)},
+        **{name: v for name, v in drawn.items() if v != _USUAL[name]},
     }
 
 
@@ -257,11 +282,13 @@ def gpt2_inputs(
     )
 
 
-@st.composite
 def runs(
-    draw: st.DrawFn, *, min_tokens: int = 1, min_batch: int = 1, **about_model: Any
-) -> Run:
-    """Draw a model together with inputs that fit it."""
-    recipe = draw(models(**about_model))
-    prompt = gpt2_inputs(recipe, min_tokens=min_tokens, min_batch=min_batch)
-    return Run(recipe, draw(prompt))
+    *, min_tokens: int = 1, min_batch: int = 1, **about_model: Any
+) -> st.SearchStrategy[Run]:
+    """Draw a model together with inputs that fit it; takes what ``models`` takes."""
+
+    def with_inputs(recipe: Recipe) -> st.SearchStrategy[Run]:
+        prompt = gpt2_inputs(recipe, min_tokens=min_tokens, min_batch=min_batch)
+        return st.builds(Run, st.just(recipe), prompt)
+
+    return models(**about_model).flatmap(with_inputs)
