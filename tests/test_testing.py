@@ -75,7 +75,9 @@ def test_the_right_function_is_clean(model):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_audit_finds_each_fault(model, fault):
-    report = recon.audit(Faulty(right, fault, pick=1), model, effort="quick")
+    report = recon.audit(
+        Faulty(right, fault, pick=1), model, effort="quick", strict=True
+    )
     assert report.verdict != "clean", fault
 
 
