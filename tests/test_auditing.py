@@ -307,3 +307,26 @@ def test_a_pass_on_other_embeddings_is_another_run(model):
 
     words = "in a pass on 2 times the tokens' embeddings"
     assert words in found(capture, model)["other-run"].message
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_copies_in_float32_and_passes_in_pieces_are_right_in_every_dtype(model, dtype):
+    model.to(dtype)
+
+    def capture(model, input_ids):
+        steps, past = [], None
+        with torch.no_grad():
+            for token in input_ids.split(1, 1):
+                out = model(token, past_key_values=past, output_hidden_states=True)
+                past = out.past_key_values
+                steps.append(out.hidden_states)
+            with recon.capture(model, sites="h.*.attn.z") as recorder:
+                model(input_ids)
+        states = [torch.cat(each, 1) for each in zip(*steps, strict=True)]
+        kept = {f"hidden_states.{n}": state for n, state in enumerate(states)}
+        blocks = range(len(model.transformer.h))
+        heads = {n: recorder.trace[f"h.{n}.attn.z"].float() for n in blocks}
+        return kept | {f"L{n}H1_z": z[:, 1] for n, z in heads.items()}
+
+    told = found(capture, model).values()
+    assert not [one.message for one in told if one.severity != "note"]

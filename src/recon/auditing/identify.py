@@ -26,7 +26,7 @@ from recon.trace import Trace
 
 Wanted: TypeAlias = Callable[[Quantity], bool]
 
-_NARROW = (torch.bfloat16, torch.float16)
+_NARROW = (torch.bfloat16, torch.float16, torch.float32)
 # A value such as a row of zeros is everywhere: more hits than these prove nothing.
 _MOST_HITS = 48
 _LONGEST_AXIS = 512
@@ -166,7 +166,10 @@ class Catalogue:
         if found.dtype == own or _holds(found, own):
             yield found.to(own), None
         for narrow in _NARROW:
-            if narrow != own and (found.dtype == narrow or _holds(found, narrow)):
+            wider = torch.finfo(narrow).bits > torch.finfo(own).bits
+            if wider or narrow == own:
+                continue
+            if found.dtype == narrow or _holds(found, narrow):
                 yield found.to(narrow), narrow
 
     def _shelves(self) -> Iterator[Shelf]:
