@@ -1,0 +1,343 @@
+"""Run recon under several versions of transformers and torch; write the page of it.
+
+Each version gets an environment of its own under .venv-compat, in which run: `recon
+verify`, the tests in CORE, and `recon baseline record` of two small models. What the
+versions do differently is what `recon baseline check` says from one to the next.
+
+    python -m tools.compat            # every version, then docs/compatibility.md
+    python -m tools.compat run 5.0.0  # one version
+    python -m tools.compat page       # the page, from what has run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PLACE = ROOT / ".venv-compat"
+PAGE = ROOT / "docs" / "compatibility.md"
+# The newest is the pin of requirements.txt.
+TRANSFORMERS = ("4.46.3", "4.51.3", "4.54.1", "4.56.2", "4.57.1", "5.0.0", "5.2.0")
+TORCH = ("2.4.1", "2.6.0", "2.9.1", "2.15.0")
+CORE = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        "gpt2",
+        "verification",
+        "ledger",
+        "replay",
+        "certify",
+        "baseline",
+        "census",
+        "streaming",
+        "recorder",
+    )
+)
+# What the tests need besides recon's own dependencies.
+TEST = ("beartype", "hypothesis", "jsonschema", "junitparser", "pytest-benchmark")
+TEMPLATE = """# Compatibility
+
+Written by `make compat` (`tools/compat.py`): for each version below an environment of
+its own, on Python {python} and the CPU, in which `recon verify` judges the bundled
+model and the core of the tests runs ({files} files of `tests/`). Tests of something
+that a version does not have are skipped with that reason (`tests/versions.py`).
+
+{passes}
+
+The lower bounds in `pyproject.toml`, transformers {transformers} and torch {torch},
+are the lowest from which on everything passes; a test compares them with this table.
+Of torch only {torches} was tried: for {absent} the registries that were reached had
+no build for the CPU. `python -m tools.compat run TRANSFORMERS TORCH` tries a pair.
+
+## What a version does
+
+As recorded by `recon baseline record` under each version, from two models of three
+blocks that differ in `config.tie_last_hidden_states` only. *Hooks of its own* are
+those that transformers leaves on the model after hidden states were asked for: none
+where its own forward collects them.
+
+{behaviour}
+
+## What changed from one to the next
+
+A baseline of the model with `tie_last_hidden_states=False`, recorded under one
+version and checked under the next; {oldest} is the oldest. RB107 is about hidden
+states, RB111 about what modules return; what is not told did not move.
+
+{moved}"""
+INPUTS = "[[5, 17, 300, 2999, 5, 8, 1], [9, 2, 77, 1024, 3, 3, 40]]"
+
+
+def pins() -> Mapping[str, str]:
+    """Return the pinned versions of requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    parts = (line.partition("==") for line in lines if "==" in line)
+    return {name: version for name, _, version in parts}
+
+
+def versions() -> list[str]:
+    """Return the versions of transformers to try, the newest last."""
+    return [*TRANSFORMERS, pins()["transformers"]]
+
+
+# -- one version -----------------------------------------------------------------
+
+
+def environment(version: str, torch: str) -> Path:
+    """Return the Python of an environment with these versions, made if need be."""
+    folder = PLACE / f"transformers-{version}-torch-{torch}"
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        wanted = [f"torch=={torch}", f"transformers=={version}", *TEST, *plain()]
+        pip = [python, "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, *wanted], check=True)
+        (folder / "made").touch()
+    return python
+
+
+def plain() -> Iterator[str]:
+    """Yield recon's own dependencies but for the two that are tried."""
+    for text in project()["dependencies"]:
+        if Requirement(text).name not in ("torch", "transformers"):
+            yield text
+
+
+def project() -> Mapping[str, Any]:
+    """Return the table [project] of pyproject.toml."""
+    import tomllib
+
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return dict(found)
+
+
+def run(version: str, torch: str) -> None:
+    """Try one pair of versions; keep what was found beside its environment."""
+    python = environment(version, torch)
+    folder = python.parents[1]
+    found = {"transformers": version, "torch": torch, **verified(python)}
+    found |= tested(python, folder)
+    for name in ("tied", "untied"):
+        record(python, folder / f"{name}.json", name)
+    (folder / "found.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    print(f"transformers {version}, torch {torch}: {outcome(found)}")
+
+
+def call(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python in an environment, with this tree's recon and no network."""
+    settings = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "COLUMNS": "88"}
+    settings |= {"PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
+    return subprocess.run(
+        [python, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def verified(python: Path) -> dict[str, Any]:
+    """Verify the bundled model."""
+    done = call(python, "-m", "recon", "verify", "bundled")
+    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return {"verify": done.returncode, "verdict": lines[-1] if lines else ""}
+
+
+def tested(python: Path, folder: Path) -> dict[str, Any]:
+    """Run the core of the tests, and count."""
+    report = folder / "junit.xml"
+    report.unlink(missing_ok=True)
+    options = ("-q", "-p", "no:cacheprovider", f"--junit-xml={report}")
+    done = call(python, "-m", "pytest", *options, *CORE)
+    if not report.exists():
+        last = done.stderr.strip().splitlines()[-1:]
+        return {"passed": 0, "failed": 1, "skipped": 0, "first": "".join(last)}
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    kinds: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
+    for case in cases:
+        child = next((c.tag for c in case if c.tag != "properties"), "passed")
+        kind = {"failure": "failed", "error": "failed"}.get(child, child)
+        kinds.setdefault(kind, []).append(str(case.get("name")))
+    counts: dict[str, Any] = {kind: len(names) for kind, names in kinds.items()}
+    return counts | {"first": next(iter(kinds["failed"]), "")}
+
+
+def models() -> Path:
+    """Return a folder with the two models, made once with the newest versions."""
+    folder = PLACE / "models"
+    if not (folder / "untied").exists():
+        import recon
+
+        for name, tied in (("tied", True), ("untied", False)):
+            model = recon.load_model("random:tiny").model
+            model.config.tie_last_hidden_states = tied
+            model.save_pretrained(folder / name)
+        (folder / "ids.json").write_text(INPUTS, "utf-8")
+    return folder
+
+
+def record(python: Path, file: Path, model: str) -> None:
+    """Record the baseline of one model in an environment."""
+    file.unlink(missing_ok=True)
+    place = models()
+    given = ("--model", place / model, "--input-ids", place / "ids.json")
+    done = call(python, "-m", "recon", "baseline", "record", file, *given)
+    if done.returncode:
+        print(done.stdout + done.stderr)
+
+
+# -- the page --------------------------------------------------------------------
+
+
+def outcome(found: Mapping[str, Any]) -> str:
+    """Say whether all of it holds."""
+    good = found["verify"] == 0 and found["failed"] == 0 and found["passed"] > 0
+    return "passes" if good else "fails"
+
+
+def results() -> list[dict[str, Any]]:
+    """Return what has run, from the oldest transformers to the newest."""
+    files = sorted(PLACE.glob("transformers-*/found.json"))
+    found = [json.loads(file.read_text("utf-8")) for file in files]
+    return sorted(found, key=lambda one: (key(one["transformers"]), key(one["torch"])))
+
+
+def key(version: str) -> Version:
+    """Order versions as numbers."""
+    return Version(version)
+
+
+def folder_of(found: Mapping[str, Any]) -> Path:
+    """Return where the environment of a result is."""
+    return PLACE / f"transformers-{found['transformers']}-torch-{found['torch']}"
+
+
+def baseline(found: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return what an environment recorded of a model; None if it could not."""
+    file = folder_of(found) / f"{name}.json"
+    return dict(json.loads(file.read_text("utf-8"))) if file.exists() else None
+
+
+def rows(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the table of what passes."""
+    yield "| transformers | torch | `recon verify` | core tests | |"
+    yield "|---|---|---|---|---|"
+    for one in found:
+        counts = (
+            f"{one['passed']} passed, {one['failed']} failed, {one['skipped']} skipped"
+        )
+        good = "exit 0" if one["verify"] == 0 else f"exit {one['verify']}"
+        yield (
+            f"| {one['transformers']} | {one['torch']} | {good} | {counts} "
+            f"| {outcome(one)} |"
+        )
+
+
+def behaviour(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the table of what baselines say that each version does."""
+    yield (
+        "| transformers | a block returns | attention returns | hooks of its own "
+        "| last entry, untied | `output_hidden_states=1` |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for one in found:
+        tied, untied = baseline(one, "tied"), baseline(one, "untied")
+        if tied is None or untied is None:
+            yield (
+                f"| {one['transformers']} | no baseline could be recorded |" + " |" * 4
+            )
+            continue
+        states = tied["hidden_states"]
+        attention = " or ".join(
+            dict.fromkeys(v for k, v in tied["returns"].items() if "Attention" in k)
+        )
+        shown, count = states["one"], states["count"]
+        chosen = "every entry" if len(shown) == count else f"entry {shown}"
+        block, last = tied["returns"]["GPT2Block"], untied["hidden_states"]["last"]
+        cells = (f"`{block}`", f"`{attention}`", states["hooks"], f"`{last}`", chosen)
+        yield f"| {one['transformers']} | {' | '.join(map(str, cells))} |"
+
+
+def check(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> str:
+    """Check the baseline of one version under another; return what is printed."""
+    python = folder_of(new) / "bin" / "python"
+    file = folder_of(old) / f"{name}.json"
+    with tempfile.TemporaryDirectory() as place:
+        # A short name, so that the page does not depend on where this tree is.
+        near = Path(place) / f"{name}.json"
+        near.write_bytes(file.read_bytes())
+        done = call(python, "-m", "recon", "baseline", "check", near)
+        text = (done.stdout or done.stderr).replace(f"{place}/", "")
+    text = text.replace(f"{PLACE}/", "")
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def moved(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the check of each version's baseline under the next, where it differs."""
+    able = [one for one in found if baseline(one, "untied") is not None]
+    for old, new in pairwise(able):
+        text = check(old, new, "untied")
+        told = [line.strip() for line in text.splitlines() if line.startswith("  RB")]
+        title = f"{old['transformers']} → {new['transformers']}"
+        yield f"### {title}\n"
+        if not told:
+            last = text.strip().splitlines()[-1]
+            yield f"Nothing but the version: `{last}`\n"
+            continue
+        yield f"```console\n$ recon baseline check untied.json\n{text}```\n"
+
+
+def lowest(found: list[dict[str, Any]], name: str) -> str:
+    """Return the lowest version from which on everything passes."""
+    good: list[str] = []
+    for one in reversed(found):
+        if outcome(one) != "passes":
+            break
+        good.append(one[name])
+    return min(good, key=key)
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """Write the page."""
+    torches = sorted({one["torch"] for one in found}, key=key)
+    return TEMPLATE.format(
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        files=len(CORE),
+        passes="\n".join(rows(found)),
+        transformers=lowest(found, "transformers"),
+        torch=lowest(found, "torch"),
+        torches=", ".join(torches),
+        absent=", ".join(v for v in TORCH if v not in torches),
+        behaviour="\n".join(behaviour(found)),
+        oldest=found[0]["transformers"],
+        moved="\n".join(moved(found)),
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Run all, one, or write the page."""
+    torch = pins()["torch"]
+    if arguments[:1] == ["run"]:
+        run(arguments[1], arguments[2] if arguments[2:] else torch)
+        return
+    if not arguments:
+        for version in versions():
+            run(version, torch)
+    PAGE.write_text(page(results()).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
