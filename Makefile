@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help baseline verify test test-fast test-browser docs property-deep peers bench tables lint format model clean
+.PHONY: help compat baseline verify test test-fast test-browser docs property-deep peers bench tables lint format model clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ tables: $(INSTALLED) ## measure the error bounds again, into docs/numerics.md
 baseline: $(INSTALLED) ## what moved since the baseline of the bundled model
 	$(BIN)/recon baseline check baselines/bundled.json
 
+compat: $(INSTALLED) ## try several transformers, each in .venv-compat, into docs/compatibility.md
+	$(BIN)/python -m tools.compat
+
 lint: $(INSTALLED) ## check style, layout and types; change nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -62,7 +65,7 @@ model: $(INSTALLED) ## train the bundled model anew
 	$(BIN)/python tools/train_bundled.py
 
 clean: ## remove .venv and all else that these commands leave behind
-	rm -rf .venv $(PEERS) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-compat $(PEERS) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # hatchling is among the pins, so the project is built with it and not in isolation.
