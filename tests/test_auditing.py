@@ -330,3 +330,68 @@ def test_copies_in_float32_and_passes_in_pieces_are_right_in_every_dtype(model, 
 
     told = found(capture, model).values()
     assert not [one.message for one in told if one.severity != "note"]
+
+
+# -- what it is instead ----------------------------------------------------------------
+
+
+def bias(trace, part):
+    return trace.facts.makers[Site(part, 1)].bias
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("h.1.mlp_out", lambda t: t["h.1.mlp_out"].abs(), "in absolute value"),
+        ("h.1.mlp.post", lambda t: t["h.1.mlp.post"].square(), "h.1.mlp.post squared"),
+        (
+            "h.1.attn_out",
+            lambda t: t["h.1.attn_out"] - bias(t, "attn.out") + bias(t, "mlp.out"),
+            "without its bias plus h.1.mlp.out bias",
+        ),
+        ("h.1.resid_post", lambda t: t["h.1.resid_post"] - t["wpe"], "less wpe"),
+        (
+            "h.1.ln_2",
+            lambda t: torch.cat([t["h.1.ln_2"][:, 1:] * 0, t["h.1.ln_2"]], 1)[
+                :, -1 - t["h.1.ln_2"].shape[1] : -1
+            ],
+            "h.1.ln_2, 1 token too late",
+        ),
+        ("h.1.attn.v", lambda t: t["h.1.attn.v"][:, [0, 0, 0, 0]], "heads 0, 0, 0, 0"),
+    ],
+)
+def test_a_tensor_is_named_for_what_was_made_of_the_site(model, name, make, words):
+    def capture(model, input_ids):
+        with torch.no_grad(), recon.capture(model) as recorder:
+            model(input_ids)
+        return {name: make(recorder.trace).clone()}
+
+    told = [one for one in found(capture, model).values() if one.severity == "error"]
+    assert words in " ".join(one.message for one in told)
+
+
+def test_probabilities_of_anything_promise_no_attention(model):
+    def capture(model, input_ids):
+        with torch.no_grad():
+            best = model(input_ids).logits.softmax(-1).amax(-1)
+        return {"layer_0_probs": best}
+
+    assert set(found(capture, model)) == {"unclaimed"}
+
+
+def test_keys_that_see_the_future_are_another_mask(model):
+    def capture(model, input_ids):
+        rows, tokens = input_ids.shape
+        mask = torch.zeros(rows, 1, tokens, tokens)
+        with torch.no_grad():
+            out = model(input_ids, attention_mask=mask, output_hidden_states=True)
+        return {"hidden_states": out.hidden_states}
+
+    assert "another attention mask" in found(capture, model)["other-run"].message
+
+
+def test_a_function_that_asks_for_input_raises_and_does_not_wait(model):
+    def capture(model, input_ids):
+        return input("which layer? ")
+
+    assert "EOFError" in found(capture, model)["raises"].message

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any, Literal, TypeAlias
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from recon import gpt2
+from recon.auditing.flow import gradients_stop
 from recon.auditing.registering import Registered, registrations
 from recon.auditing.returned import Returned, take_apart
 from recon.errors import ReconError
 from recon.recorder import Options, Recorder
+from recon.sites import Site
 from recon.trace import Trace
 from recon.watch import Change, Keeper, State, changes
 
@@ -58,7 +61,8 @@ class Call:
     inputs without the code, ``unmasked`` that without the mask, if there is one.
     ``hooks`` counts the hooks that the code registered, ``cleaned`` those that it took
     off again, and ``managed`` holds the numbers of those that a context manager made;
-    ``broken`` says why hidden states would be missing afterwards.
+    ``broken`` says why hidden states would be missing afterwards, ``cut`` up to where
+    no gradient of each pass reaches.
     """
 
     situation: Situation
@@ -76,6 +80,7 @@ class Call:
     caught: bool = False
     cleaned: int = 0
     managed: frozenset[int] = frozenset()
+    cut: tuple[Site | None, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,11 +244,13 @@ class Caller:
         clean = None if situation.raises else self._clean(situation)
         root = gpt2.base(self._model) if self._body else self._model
         copies = Recorder(gpt2.plan(root), Options(clone=True, keep="all"))
-        aliases = Recorder(gpt2.plan(root), Options(keep="all"))
+        aliases = Recorder(gpt2.plan(root), Options(keep="all", grad=True))
         with self._prepared(situation):
             with gpt2.hooks_of_its_own(self._model), copies, aliases:
                 run = self._run(situation)
                 broken = _broken(self._model)
+            same = _complete(aliases)
+            aliases.clear()
             found = [*changes(run.before, run.after), *self._keeper.unpickled()]
         versions = {
             name: tensor._version
@@ -254,7 +261,7 @@ class Caller:
             situation,
             run.returned,
             _complete(copies),
-            _complete(aliases),
+            tuple(map(_without_graph, same)),
             clean,
             self._unmasked(situation),
             tuple(found),
@@ -266,6 +273,7 @@ class Caller:
             run.caught,
             len(run.made - {one.key for one in run.after.found}),
             frozenset(run.registered.managed),
+            tuple(map(gradients_stop, same)),
         )
 
     def _run(self, situation: Situation) -> _Run:
@@ -338,6 +346,11 @@ def _complete(recorder: Recorder) -> tuple[Trace, ...]:
         return ()
 
 
+def _without_graph(trace: Trace) -> Trace:
+    """Return the tensors by reference, so that the pass's graph can be let go."""
+    return replace(trace, tensors={s: t.detach() for s, t in trace.tensors.items()})
+
+
 @contextmanager
 def _raising(module: Any) -> Iterator[None]:
     """Make a module's forward raise, by way of its class: code may override its own."""
@@ -383,6 +396,17 @@ def _silent() -> Iterator[None]:
         warnings.catch_warnings(),
         redirect_stdout(StringIO()),
         redirect_stderr(StringIO()),
+        _nothing_typed(),
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _nothing_typed() -> Iterator[None]:
+    """Let a function that asks for input raise EOFError, not wait for a person."""
+    before, sys.stdin = sys.stdin, StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = before

@@ -156,6 +156,8 @@ class Reader:
         words = _words(name)
         numbers = [int(word) for word in words if word.isdigit()]
         bare = frozenset(word for word in words if not word.isdigit())
+        if bare & _OF_ANYTHING and not bare & _ATTENTION:
+            return
         if "last" in bare and not numbers and bare & _STATES:
             numbers = [self._depth - 1]
         parts = _parts(bare)
@@ -257,6 +259,8 @@ _STATES = frozenset(
 # Words that name a block, and not what of it.
 _WEAK = frozenset({"layer", "layers", "block", "blocks", "h", "l", "head", "heads"})
 _HEADS = ("attn.z", "attn.pattern", "attn.q", "attn.k", "attn.v", "attn.scores")
+# There are probabilities and weights of attention, and of much else.
+_OF_ANYTHING = frozenset({"prob", "probs", "weights", "preds", "predictions"})
 _ATTENTION = frozenset({"attn", "attention", "attentions", "attns", "sa", "mha"})
 _MLP = frozenset({"mlp", "ffn", "ff", "feedforward", "mlps"})
 _IN = frozenset({"in", "input", "inp", "inputs", "pre", "before"})

@@ -156,10 +156,23 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
             return
         changed = first_changed(trace, clean)
         if changed is None:
+            yield from _graph_cut(call, number)
             continue
         alias = call.aliases[number] if number < len(call.aliases) else trace
         yield _changed(call, trace, clean, alias, changed)
         return
+
+
+def _graph_cut(call: Call, number: int) -> Iterator[Finding]:
+    """Say if a pass whose values are right has lost part of its graph."""
+    place = call.cut[number] if number < len(call.cut) else None
+    if place is not None:
+        yield finding(
+            "graph-cut",
+            f"the result is the same, but no gradient of it reaches {place}",
+            places=[str(place)],
+            run=call.situation.name,
+        )
 
 
 def computed_by(call: Call) -> Iterator[Trace]:

@@ -57,9 +57,10 @@ def _other_embeddings(trace: Trace, call: Call) -> str:
 
 
 def _other_mask(trace: Trace, call: Call) -> bool:
-    """Whether every block of a pass hid keys that the model by itself does not hide.
+    """Whether every block of a pass hid other keys than the model by itself does.
 
-    Keys that all hold one token, such as that for padding, may well be hidden.
+    Keys that all hold one token, such as that for padding, may well be hidden; no token
+    may see later ones.
     """
     clean, given = call.clean, call.situation.inputs["input_ids"]
     if clean is None or trace.facts.shape != clean.facts.shape:
@@ -69,8 +70,10 @@ def _other_mask(trace: Trace, call: Call) -> bool:
         if ours is None or ours.past or usual.past:
             return False
         sizes = (*given.shape, given.shape[1], given.device)
-        more = usual.mask_parts(*sizes)[0] & ~ours.mask_parts(*sizes)[0]
-        keys = more.any(1).any(1)
+        allowed, seen = usual.mask_parts(*sizes)[0], ours.mask_parts(*sizes)[0]
+        if bool((seen & ~allowed).triu(1).any()):
+            continue
+        keys = (allowed & ~seen).any(1).any(1)
         if not bool(keys.any()) or any(
             torch.equal(keys, given == token) for token in given[keys].unique()
         ):

@@ -228,6 +228,7 @@ class Catalogue:
         """Yield where to search; the later ones are dearer to build."""
         yield self._near_sites
         yield self._formulas(wanted)
+        yield self._pointwise(wanted)
         yield self._forms
         yield self._near_earlier
 
@@ -269,6 +270,15 @@ class Catalogue:
     def _near_earlier(self) -> Neighbourhood:
         return Neighbourhood(self._earlier.quantities)
 
+    def _pointwise(self, wanted: tuple[Site, ...]) -> Neighbourhood:
+        made = [
+            one
+            for place in dict.fromkeys(wanted)
+            for trace in [t for t in self.current if place in t][:1]
+            for one in quantities.pointwise(trace, place)
+        ]
+        return Neighbourhood(made, sums=False)
+
     def _formulas(self, wanted: tuple[Site, ...]) -> Neighbourhood:
         made = [
             one
@@ -276,7 +286,7 @@ class Catalogue:
             for trace in [t for t in self.current if place in t][:1]
             for one in quantities.other_formulas(trace, place, deep=True)
         ]
-        return Neighbourhood(made)
+        return Neighbourhood(made, quantities.parameters(self.current[0]))
 
 
 # -- on one shelf -----------------------------------------------------------------

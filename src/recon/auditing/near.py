@@ -21,6 +21,8 @@ _DIRECTIONS = 4
 # relative to the root mean square. docs/audit.md says how it was measured.
 _ROUNDINGS = 64.0
 _PAIRS_TRIED = 6
+# A remainder is recognised only if rounding can change little of it.
+_CLEAR = 0.05
 # Masks add the lowest number of a dtype; -6.5e4 in float16 is not beyond all doubt.
 _MASKED = 1e30
 
@@ -108,8 +110,13 @@ class Neighbourhood:
     """Every quantity of a pass, by shape; answers what a tensor is, up to rounding."""
 
     def __init__(
-        self, quantities: Iterable[Quantity], terms: Iterable[Quantity] = ()
+        self,
+        quantities: Iterable[Quantity],
+        terms: Iterable[Quantity] = (),
+        *,
+        sums: bool = True,
     ) -> None:
+        self._sums = sums
         self._families: dict[tuple[int, ...], Family] = {}
         self._terms = list(terms)
         for one in quantities:
@@ -137,16 +144,17 @@ class Neighbourhood:
             return None
         aim = projected(target)
         single = self._single(family, target, aim, allowed, prefer)
-        if single.how != "nearest":
+        if single.how != "nearest" or not self._sums:
             return single
-        return self._pair(family, target, aim, allowed, prefer) or single
+        pair = self._pair(family, target, aim, allowed, prefer)
+        return pair or self._rest(family, target, single, allowed) or single
 
     def _family(self, shape: tuple[int, ...]) -> Family | None:
         family = self._families.get(shape)
         if family is not None and shape not in self._with_terms:
             self._with_terms.add(shape)
             for term in self._terms:
-                if shape and term.tensor.shape == shape[-1:]:
+                if shape and term.tensor.shape == shape[-term.tensor.ndim :]:
                     family.quantities.append(term)
                     family.tensors.append(term.tensor.expand(shape))
         return family
@@ -192,6 +200,28 @@ class Neighbourhood:
             if choice:
                 return int(min(choice, key=lambda n: float(gaps[n])))
         return int(gaps.argmin())
+
+    def _rest(
+        self, family: Family, target: Tensor, nearest: Near, allowed: float
+    ) -> Near | None:
+        """Find what the tensor lacks, or has too much of, beside what it is nearest to.
+
+        So sums of three terms are found of which the nearest quantity holds two.
+        """
+        (one,) = nearest.quantities
+        place = next(n for n, q in enumerate(family.quantities) if q is one)
+        rest = target.double() - family.tensors[place].double()
+        size, whole = float(_tame(rest).norm()), float(_tame(target).norm())
+        if not size or size > whole or not bool(torch.isfinite(rest).all()):
+            return None
+        allowed *= 2 * whole / size  # the roundings are those of the whole
+        if allowed > _CLEAR:
+            return None
+        left = self._single(family, rest, projected(rest), allowed, lambda q: False)
+        if left.how == "nearest":
+            return None
+        words = f"{one.label} plus {left.words}".replace("plus -1 times", "less")
+        return Near("sum", words, (one, *left.quantities), left.distance)
 
     def _pair(
         self,

@@ -61,8 +61,9 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
         said = f"{sentence}, in a pass on {words}"
         name = "wrong-tokens" if words == ANOTHER_ORDER else "other-run"
         return replace(one, rule=name, sentence=said, cause=words, mend=_HAND_ON)
-    if len(set(exact.taken)) < len(exact.taken) and exact.axis == "B":
-        return replace(one, rule="dropped-batch")
+    if len(set(exact.taken)) < len(exact.taken):
+        rules = {"B": "dropped-batch", "T": "wrong-tokens"}
+        return replace(one, rule=rules.get(exact.axis, "wrong-layout"))
     if one.claim.strict and exact.cut == "T":
         return replace(one, rule="wrong-tokens")
     if _lost_rows(bench, one, exact):

@@ -164,6 +164,17 @@ _UNARY: Mapping[str, Callable[[Tensor], Tensor]] = {
     "standardised over the rows": lambda x: _standard(x, 0),
     "standardised over the tokens": lambda x: _standard(x, -2),
 }
+_POINTWISE: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "in absolute value": torch.abs,
+    "squared": torch.square,
+    "after relu": F.relu,
+    "after exp": torch.exp,
+    "after log": torch.log,
+    "after tanh": torch.tanh,
+    "after sigmoid": torch.sigmoid,
+    "after softmax": lambda x: x.softmax(-1),
+    "after log-softmax": lambda x: x.log_softmax(-1),
+}
 _STREAMS = frozenset(
     {"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
 )
@@ -189,6 +200,13 @@ def reshaped(trace: Trace) -> Iterator[Quantity]:
             )
 
 
+def pointwise(trace: Trace, place: Site) -> Iterator[Quantity]:
+    """Yield what the usual functions of one number, and softmax, make of a site."""
+    if place in trace and trace[place].is_floating_point():
+        for words, make in _POINTWISE.items():
+            yield Quantity(place, make(trace[place]), axes_of(place), words)
+
+
 def _apply(op: object, x: Tensor) -> Tensor:
     assert callable(op)
     result: Tensor = op(x)
@@ -196,7 +214,9 @@ def _apply(op: object, x: Tensor) -> Tensor:
 
 
 def parameters(trace: Trace) -> Iterator[Quantity]:
-    """Yield the vectors that a sum may lack: biases of the model, with their site."""
+    """Yield what a sum may lack in every row: biases, by site, and positions."""
+    if Site("wpe") in trace and trace[Site("wpe")].shape[0] == 1:
+        yield Quantity(Site("wpe"), trace[Site("wpe")][0], ("T", "D"))
     for place, maker in trace.facts.makers.items():
         bias = getattr(maker, "bias", None)
         if isinstance(bias, Tensor) and bias.ndim == 1:
@@ -316,8 +336,16 @@ def _fits(op: object, inputs: Sequence[Tensor]) -> bool:
 def _of_other_inputs(
     identity: Identity, usual: Tensor, trace: Trace
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield what the same operation makes of other sites, of its block or the last."""
-    layer = identity.site.layer
+    """Yield what the same operation makes of other sites, of its block or the last.
+
+    Logits are also made of what ln_f makes of earlier states, as a logit lens does.
+    """
+    layer, final = identity.site.layer, trace.facts.makers.get(Site("ln_f"))
+    if identity.site == Site("logits") and isinstance(final, LayerNorm):
+        for state in trace.sites:
+            if state.part in ("embed", "resid_post") and _fits(final, [trace[state]]):
+                made = _apply(identity.op, final(trace[state]))
+                yield f"made of ln_f of {state}", made
     near = trace.facts.depth - 1 if layer is None else layer
     for other in trace.sites:
         fits = other.layer in (None, near) and trace[other].shape == usual.shape
@@ -467,6 +495,7 @@ def _other_scores(
         yield f"{words} and without the mask", raw * factor
     yield "without the mask", raw * base
     yield "with the mask as -inf", (raw * base).masked_fill(~allowed, float("-inf"))
+    yield "with zeros for the mask", (raw * base).masked_fill(~allowed, 0.0)
     swapped = k @ q.transpose(-1, -2) * base
     yield "with q and k swapped", masked(swapped)
     yield "with q and k swapped and without the mask", swapped

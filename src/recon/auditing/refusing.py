@@ -19,6 +19,8 @@ from recon.trace import sources
 
 # As many equal values are no accident, and what is further away than this is not near.
 _SOME, _FAR = 0.02, 0.5
+# A shift by more tokens is no slip of an index.
+_FURTHEST = 3
 
 
 def unclaimed(bench: Bench, one: Judgement) -> Judgement:
@@ -89,6 +91,9 @@ def _as_near(
         return replace(one, rule="wrong-shape", sentence=words)
     one = replace(one, evidence={"distance": near.distance})
     if near.how == "nearest":
+        if words := _shifted(bench, one, claimed):
+            said = f"`{one.name}` is {words}"
+            return replace(one, rule="wrong-tokens", sentence=said, found=words)
         words = f"{sentence}{_partly(bench, one, claimed)}"
         return replace(one, rule="unexplained", sentence=words)
     if near.how == "sum":
@@ -114,6 +119,24 @@ def _partly(bench: Bench, one: Judgement, claimed: Site) -> str:
             share = float((known.cpu() == one.tensor.detach().cpu()).float().mean())
             if share > _SOME:
                 return f"; {share:.0%} of its values are those of {claimed}"
+    return ""
+
+
+def _shifted(bench: Bench, one: Judgement, claimed: Site) -> str:
+    """Say by how many tokens a tensor is shifted, if all that is left of it agrees."""
+    axes = quantities.axes_of(claimed)
+    for trace in bench.catalogue.current if "T" in axes else ():
+        known, axis = trace.get(claimed), axes.index("T")
+        if known is None or known.shape != one.tensor.shape:
+            continue
+        tokens, mine = known.shape[axis], one.tensor.detach().cpu()
+        for by in range(1, min(tokens - 1, _FURTHEST) + 1):
+            start, end = (0, tokens - by), (by, tokens - by)
+            ahead = known.cpu().narrow(axis, *start), mine.narrow(axis, *end)
+            behind = known.cpu().narrow(axis, *end), mine.narrow(axis, *start)
+            for (here, there), word in ((ahead, "late"), (behind, "early")):
+                if torch.equal(here, there):
+                    return f"{claimed}, {by} token{'s'[: by > 1]} too {word}"
     return ""
 
 

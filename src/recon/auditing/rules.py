@@ -269,6 +269,13 @@ RULES = (
         "Tensors stayed on the model, as attributes of its modules.",
         "Keep captures in a dict of the function's own, or delete the attribute.",
     ),
+    Rule(
+        "RC217",
+        "graph-cut",
+        "warning",
+        "The result stays the same, but gradients stop on their way back.",
+        "Return None from hooks: the output itself, not a detached copy, goes on.",
+    ),
     # -- RC3: how are the captures stored? ---------------------------------------
     Rule(
         "RC301",
