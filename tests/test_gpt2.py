@@ -497,6 +497,10 @@ def share_a_block(model):
     model.transformer.h[2] = model.transformer.h[1]
 
 
+def share_an_activation(model):
+    model.transformer.h[1].mlp.act = model.transformer.h[0].mlp.act
+
+
 def skip_a_block(model):
     model.transformer.h[1] = torch.nn.Identity()
 
@@ -514,6 +518,7 @@ def compile_forward(model):
     [
         (adapt, r"h\.1\.attn\.c_attn as a Adapted"),
         (share_a_block, r"h\.2 is the same module as transformer\.h\.1"),
+        (share_an_activation, r"h\.1\.mlp\.act is the same module as"),
         (skip_a_block, r"h\.1 is a Identity, expected GPT2Block"),
         (compile_a_block, r"h\.1 is compiled"),
         (compile_forward, "it is compiled"),
@@ -529,6 +534,38 @@ def test_a_model_that_computes_otherwise_is_refused_by_name(model, ids, change, 
     change(model)
     with pytest.raises(recon.UnsupportedError, match=words):
         recon.verify(model, ids)
+
+
+def share_a_layer_norm(model):
+    model.transformer.h[1].ln_1 = model.transformer.h[0].ln_1
+
+
+def share_dropouts(model):
+    first, second, *_ = model.transformer.h
+    first.attn.resid_dropout = second.attn.resid_dropout
+
+
+def share_a_product(model):
+    model.transformer.h[1].mlp.c_fc = model.transformer.h[0].mlp.c_fc
+
+
+def name_a_module_twice(model):
+    model.favourite = model.transformer.h[1].attn
+
+
+@pytest.mark.parametrize(
+    "share", [share_a_layer_norm, share_dropouts, share_a_product, name_a_module_twice]
+)
+def test_a_shared_module_that_no_hook_watches_is_checked(model, ids, all_exact, share):
+    share(model)
+    all_exact(recon.verify(model, ids))
+
+
+def test_a_hook_that_fires_in_a_place_not_its_own_is_told(model, ids):
+    block = model.transformer.h[1]
+    block.ln_1 = block.ln_2
+    with pytest.raises(recon.ReconError, match=r"h\.1\.ln_2 fired 2 times"):
+        recon.verify(model, ids).check()
 
 
 @pytest.mark.parametrize("thing", [None, "gpt2", 3])

@@ -365,7 +365,9 @@ class Recorder:
         ) -> None:
             one = threads.current
             if one is not None:
-                before = _first(args, kwargs) if with_input else None
+                before = None
+                if with_input:
+                    before = args[0] if args else _first(args, kwargs)
                 said = None if note is None else note(module, args, kwargs, output)
                 one.take((place, before, output, said))
 

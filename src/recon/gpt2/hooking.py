@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from recon.errors import UnsupportedError
 from recon.facts import Facts
 from recon.gpt2.modules import HEADED, Parts
 from recon.gpt2.passes import (
@@ -16,9 +17,8 @@ from recon.gpt2.passes import (
     facts,
     looked,
     received,
-    versions,
-    weights,
 )
+from recon.gpt2.weights import Slots
 from recon.ops import rng_state, split_heads
 from recon.plan import Plan, Read, Tap
 from recon.sites import Site
@@ -33,7 +33,7 @@ def plan(model: nn.Module) -> Plan:
     """
     parts = Parts.of(model)
     names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    owners = [module._parameters for _, _, module in parts.makers()]
+    slots = Slots([module for _, _, module in parts.makers()])
     dropouts = [module for _, module in parts.dropouts()]
     inside = [module.attn_dropout for _, _, module in parts.attentions()]
 
@@ -42,10 +42,8 @@ def plan(model: nn.Module) -> Plan:
         return Start.of(given)
 
     def end() -> End:
-        held = weights(owners)
         return End(
-            weights=held,
-            versions=versions(held),
+            weights=slots.read(),
             dropout=[module.p if module.training else 0.0 for module in dropouts],
             attention=[module.p if module.training else 0.0 for module in inside],
             kernel=parts.model.config._attn_implementation,
@@ -60,7 +58,24 @@ def plan(model: nn.Module) -> Plan:
     ) -> Facts:
         return facts(parts, start, stop or end(), notes, stage)
 
-    return Plan(parts.model, tuple(_taps(parts)), begin, end, finish, _present(parts))
+    taps = tuple(_taps(parts))
+    _require_one_place_each(taps)
+    return Plan(parts.model, taps, begin, end, finish, _present(parts))
+
+
+def _require_one_place_each(taps: tuple[Tap, ...]) -> None:
+    """Refuse a hooked module that stands in two places: its hook could not tell them.
+
+    Modules that have no hook may be shared.
+    """
+    paths: dict[nn.Module, str] = {}
+    for tap in taps:
+        first = paths.setdefault(tap.module, tap.path)
+        if first != tap.path:
+            raise UnsupportedError(
+                f"recon does not check this model: {tap.path} is the same module as "
+                f"{first}, and a hook cannot tell which of them it sees"
+            )
 
 
 def _present(parts: Parts) -> Callable[[Site, Tensor], Tensor]:

@@ -110,11 +110,7 @@ def _oddities(model: nn.Module, body: GPT2Model) -> Iterator[str]:
             if not isinstance(part, kind):
                 found = type(part).__name__
                 yield f"h.{layer}{path} is a {found}, expected {kind.__name__}"
-    paths: dict[nn.Module, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if module in paths:
-            yield f"{path} is the same module as {paths[module]}"
-        paths[module] = path
+    for path, module in model.named_modules():
         if _compiled(module):
             yield (
                 f"{path or 'it'} is compiled, and compiled code calls no hooks; "

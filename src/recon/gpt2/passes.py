@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import chain
-from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -19,6 +17,7 @@ from recon.errors import UnsupportedError
 from recon.facts import Environment, Facts
 from recon.gpt2 import caches
 from recon.gpt2.modules import HEADED, Parts
+from recon.gpt2.weights import Counted, Held, Reading, Slots
 from recon.ops import (
     Activation,
     Attention,
@@ -106,7 +105,7 @@ class Start:
     """What is known when the root is called."""
 
     embeddings: Tensor | None
-    shape: tuple[int, ...]
+    tokens: Tensor | None
     logits_to_keep: int | Tensor
     autocast: torch.dtype | None
     grad: bool
@@ -114,21 +113,24 @@ class Start:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Start:
-        """Read the root's arguments, by name, and torch's modes."""
+        """Keep of the root's arguments, by name, and of torch's modes what counts."""
         embeddings = given.get("inputs_embeds")
-        some = embeddings if embeddings is not None else given.get("input_ids")
-        kind: str = "cpu"
-        shape: tuple[int, ...] = ()
-        if isinstance(some, Tensor):
-            kind, shape = some.device.type, tuple(some.shape[:2])
+        if embeddings is not None:
+            embeddings = embeddings.detach()
+        tokens = given.get("input_ids") if embeddings is None else embeddings
         return cls(
-            embeddings=embeddings.detach() if embeddings is not None else None,
-            shape=shape,
+            embeddings=embeddings,
+            tokens=tokens,
             logits_to_keep=given.get("logits_to_keep", 0),
-            autocast=_autocast(kind),
+            autocast=_autocast(_kind(tokens)),
             grad=torch.is_grad_enabled(),
             backends=sdp_backends(),
         )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """B, T of the tokens; empty without any."""
+        return tuple(self.tokens.shape[:2]) if isinstance(self.tokens, Tensor) else ()
 
 
 class Looked(NamedTuple):
@@ -146,7 +148,14 @@ def looked(
     The root's arguments come before a wrapper of its forward may turn autocast on.
     """
     ids = args[0] if args else next(iter(kwargs.values()))
-    return Looked(ids, _autocast(output.device.type))
+    return Looked(ids, _autocast(_kind(output)))
+
+
+def _kind(tensor: Any) -> str:
+    # A device is made anew each time it is asked for, so most are not asked.
+    if not isinstance(tensor, Tensor) or tensor.is_cpu:
+        return "cpu"
+    return tensor.device.type
 
 
 def _autocast(kind: str) -> torch.dtype | None:
@@ -163,46 +172,17 @@ def _can_autocast(kind: str) -> bool:
 
 
 Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
-# The parameters of a module by name, weight and bias among them.
-Held: TypeAlias = Mapping[str, Tensor | None]
-# A weight by name, and how often it was edited and where it lay when the pass ended.
-Counted: TypeAlias = tuple[str, Tensor, tuple[int, int] | None]
 
 
 @dataclass(eq=False, slots=True)
 class End:
     """What is read off the modules when the pass is over, in the plan's order."""
 
-    weights: list[Held]
-    versions: list[tuple[int, int]]
+    weights: Reading
     dropout: list[float]
     attention: list[float]
     kernel: str
     training: bool
-
-
-def weights(owners: Iterable[dict[str, Any]]) -> list[Held]:
-    """Return the parameters of each module as they are now, by reference."""
-    # map and dict.copy, because each pass does this with cold caches.
-    return list(map(dict.copy, owners))
-
-
-def versions(held: Iterable[Held]) -> list[tuple[int, int]]:
-    """Return how often each was edited in place, and where it lies.
-
-    Nothing where torch does not count.
-    """
-    every = chain.from_iterable(map(_values, held))
-    tensors = [tensor for tensor in every if tensor is not None]
-    lie = map(Tensor.data_ptr, tensors)
-    try:
-        return list(zip(map(_edits, tensors), lie, strict=True))
-    except RuntimeError:
-        return []  # inference tensors
-
-
-_edits = attrgetter("_version")
-_values = methodcaller("values")
 
 
 def facts(
@@ -255,13 +235,9 @@ def _makers(
     problems: list[str] = []
     makers: dict[Site, Maker] = {}
     counted: list[Counted] = []
-    edits = iter(end.versions)
-    for (path, place, module), held in zip(parts.makers(), end.weights, strict=True):
-        counted_here = [
-            (f"{path}.{name}", tensor, next(edits, None))
-            for name, tensor in held.items()
-            if tensor is not None
-        ]
+    modules = list(parts.makers())
+    read = end.weights.by_module(path for path, _, _ in modules)
+    for (path, place, module), (held, counted_here) in zip(modules, read, strict=True):
         if stage is not None and place.stage(len(parts.body.h)) != stage:
             continue
         try:
@@ -281,15 +257,15 @@ def with_weights(
     parts = Parts.of(model)
     start = Start(
         embeddings=known.given.get(Site("wte")),
-        shape=known.shape,
+        tokens=None,
         logits_to_keep=keep,
         autocast=known.environment.autocast,
         grad=known.environment.grad,
         backends=(),
     )
-    held = weights([module._parameters for _, _, module in parts.makers()])
+    read = Slots([module for _, _, module in parts.makers()]).read()
     environment = known.environment
-    end = End(held, versions(held), [], [], environment.attention, environment.training)
+    end = End(read, [], [], environment.attention, environment.training)
     notes: dict[str, list[Any]] = {}
     for place in (Site("wte"), Site("token_type"), Site("wpe")):
         path = f"{parts.prefix}{'wpe' if place.part == 'wpe' else 'wte'}"
