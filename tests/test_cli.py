@@ -285,7 +285,78 @@ def _with_a_block_more(path, directory):
     return path
 
 
+def _with(path, directory, **values):
+    """The same model with other values in its config."""
+    _bare(path, directory)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | values))
+    return path
+
+
+# What a config can say that makes no model; the words of verify, and those of sites.
+BROKEN = {
+    "a width in words": ({"n_embd": "wide"}, "n_embd", "n_embd"),
+    "no heads": ({"n_head": 0}, "cannot be read", "no model can be made"),
+    "heads that do not divide": (
+        {"n_head": 3},
+        "must be divisible",
+        "must be divisible",
+    ),
+    "an epsilon in words": (
+        {"layer_norm_epsilon": "small"},
+        "layer_norm_epsilon",
+        "layer_norm_epsilon",
+    ),
+    "an unknown activation": (
+        {"activation_function": "bogus"},
+        "'bogus'",
+        "'bogus'",
+    ),
+    "an unknown dtype": ({"dtype": "bogus"}, "bogus", "bogus"),
+    "a negative width": ({"n_inner": -4}, "negative dimension", "negative dimension"),
+    "certain dropout": ({"resid_pdrop": 2.0}, "between 0 and 1", "between 0 and 1"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_config_that_makes_no_model_is_one_line(run, directory, tmp_path, case):
+    values, verify, sites = BROKEN[case]
+    model = _with(tmp_path, directory, **values)
+    for command, words in (("verify", verify), ("sites", sites)):
+        code, out, err = run(command, model)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert words in err
+        assert "bug in recon" not in err
+
+
 BAD = {
+    "no name": (lambda t, d: [""], "model '' is no name"),
+    "a name too long": (lambda t, d: ["x" * 5000], "File name too long"),
+    "another context": (
+        lambda t, d: [_with(t, d, n_positions=8)],
+        "transformer.wpe.weight has shape (16, 16), but its config.json asks for (8,",
+    ),
+    "ids in no order": (
+        lambda t, d: [d, "--input-ids", _file(t / "i.json", "[[1, 2], [3]]")],
+        "expected sequence of length 2",
+    ),
+    "ids in a dictionary": (
+        lambda t, d: [d, "--input-ids", _file(t / "i.json", '{"a": 1}')],
+        "cannot be read as token ids",
+    ),
+    "ids too deep": (
+        lambda t, d: [d, "--input-ids", _file(t / "i.json", "[" * 100_000)],
+        "cannot be read as token ids",
+    ),
+    "ids too large": (
+        lambda t, d: [d, "--input-ids", _file(t / "i.txt", "9" * 30)],
+        "cannot be read as token ids",
+    ),
+    "both to stdout": (
+        lambda t, d: [d, "--json", "-", "--html", "-"],
+        "give each a file of its own",
+    ),
     "unknown model": (lambda t, d: ["nosuchmodel"], "cannot load model 'nosuchmodel'"),
     "unknown size": (lambda t, d: ["random:huge"], "random:huge is unknown"),
     "missing directory": (lambda t, d: [t / "no" / "such"], "does not exist"),

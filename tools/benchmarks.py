@@ -1,8 +1,13 @@
-"""Turn bench/results.json into docs/benchmarks.md and its plots."""
+"""Turn results of pytest-benchmark into docs/benchmarks.md and its plots.
+
+From bench/results.json, or from the files that are named: several shorter runs.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +18,30 @@ RESULTS = ROOT / "bench" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Made by `make bench` from [bench](../bench/README.md); do not edit. Ratios are medians
-of paired ratios to the first line of each table, every variant run once a round in
-random order, with a 95% bootstrap interval. `bare again (noise)` is what the machine
-makes of nothing: what lies within its interval cannot be told from it.
+Made by `make bench` from `bench/`; do not edit. Ratios are medians of paired ratios to
+the first line of each table, every variant run once a round in random order, with a 95%
+bootstrap interval. `bare again (noise)` is what the machine makes of nothing: what lies
+within its interval cannot be told from it. The libraries of requirements-peers.txt have
+rows where they were installed; what each keeps stands in `bench/peers.py`.
 """
 
 
-def main() -> None:
+def main(files: Sequence[Path]) -> None:
     """Write the page, and a plot for each table of ratios."""
-    benchmarks = json.loads(RESULTS.read_text("utf-8"))["benchmarks"]
-    known = [one for one in benchmarks if "ratios" in one["extra_info"]]
+    runs = [json.loads(file.read_text("utf-8")) for file in files]
+    known = [
+        (one["extra_info"], run["machine_info"])
+        for run in runs
+        for one in run["benchmarks"]
+        if "ratios" in one["extra_info"]
+    ]
     parts = [HEAD]
-    for number, one in enumerate(known):
-        parts.append(section(one["extra_info"], number))
+    for number, (extra, machine) in enumerate(known):
+        parts.append(section(extra, machine, number))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
 
 
-def section(extra: dict[str, Any], number: int) -> str:
+def section(extra: dict[str, Any], machine: dict[str, Any], number: int) -> str:
     """Return one table in Markdown, with its plot drawn beside it."""
     picture = PAGE.parent / "benchmarks" / f"{number}.svg"
     picture.parent.mkdir(exist_ok=True)
@@ -43,7 +54,7 @@ def section(extra: dict[str, Any], number: int) -> str:
     lines = [
         f"## {extra['title']}",
         "",
-        extra["circumstances"],
+        f"{extra['circumstances']}, {machine['cpu']['brand_raw']}",
         "",
         "| | ms | ratio | 95% interval |",
         "|---|---|---|---|",
@@ -79,4 +90,4 @@ def draw(extra: dict[str, Any], picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main([Path(name) for name in sys.argv[1:]] or [RESULTS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -126,12 +126,20 @@ def _pretrained(
             # Its annotations know nothing of the second value.
             options: dict[str, Any] = {"config": config, "output_loading_info": True}
             options[_DTYPE] = dtype or getattr(config, _DTYPE, None) or torch.float32
-            loaded: Any = kind.from_pretrained(source, **options)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            loaded: Any = kind.from_pretrained(
+                source, ignore_mismatched_sizes=True, **options
+            )
+        except Exception as error:
+            # A damaged config or file ends in an error of any kind.
             raise UsageError(
-                f"{name}: its weights cannot be read: {_first_line(error)}"
+                f"{name}: its weights cannot be read: {_words(error)}"
             ) from error
     model: PreTrainedModel = loaded[0]
+    for weight, found, expected in sorted(loaded[1]["mismatched_keys"])[:1]:
+        raise UsageError(
+            f"{name}: {weight} has shape {tuple(found)}, but its config.json asks for "
+            f"{tuple(expected)}"
+        )
     if missing := sorted(loaded[1]["missing_keys"]):
         # transformers would fill them with random numbers.
         raise UsageError(
@@ -142,9 +150,16 @@ def _pretrained(
 
 def _require_reachable(source: str, name: str) -> None:
     path = Path(source)
-    looks_local = (
-        path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-    )
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise UsageError(f"model {name[:80]!r}: {error.strerror}") from error
+    if not name.strip():
+        raise UsageError(
+            f"model {name!r} is no name; expected a directory made by "
+            f"save_pretrained, a hub id, {BUNDLED} or random:SIZE"
+        )
+    looks_local = there or source.startswith((".", "/", "~")) or source.count("/") > 1
     if not looks_local:
         return
     if not path.is_dir():
@@ -162,13 +177,13 @@ def _require_reachable(source: str, name: str) -> None:
 def _config(source: str, name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of any kind, when a value in it is none
         near = get_close_matches(
             name, [BUNDLED, *(f"random:{s}" for s in RANDOM_SIZES)], 1
         )
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UsageError(
-            f"cannot load model {name!r}{hint}: {_first_line(error)}"
+            f"cannot load model {name!r}{hint}: {_words(error)}"
         ) from error
 
 
@@ -210,11 +225,19 @@ def _quiet() -> Iterator[None]:
     transformers_logging.set_verbosity(logging.ERROR)
     disable_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
             enable_bars()
+
+
+def _words(error: BaseException) -> str:
+    """Return an error's text in one line, with its kind where that says more."""
+    kind = f"{type(error).__name__} " if isinstance(error, KeyError) else ""
+    return kind + (" ".join(str(error).split())[:300] or type(error).__name__)
 
 
 def _first_line(error: BaseException) -> str:
@@ -253,8 +276,12 @@ def skeleton(name: str = BUNDLED) -> Skeleton:
         kind = _class(config, name)
     # With a padding token transformers looks at the ids, and meta tensors hold none.
     config.pad_token_id = None
+    try:
+        with _quiet(), torch.device("meta"):
+            model = kind(config)
+    except Exception as error:  # of any kind, when the config's values do not fit
+        raise UsageError(f"{name}: no model can be made: {_words(error)}") from error
     with torch.device("meta"):
-        model = kind(config)
         ids = torch.zeros(1, 1, dtype=torch.long)
         inputs = {"input_ids": ids, "token_type_ids": ids}
         if config.add_cross_attention:
