@@ -444,8 +444,8 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["--nonsense"], "No such option"),
-        (["sites", TINY, "--site", "h.0.attn.Q"], "did you mean h.0.attn."),
-        (["sites", TINY, "--site", "h.7.attn.q"], "unknown site 'h.7.attn.q'"),
+        (["sites", TINY, "--sites", "h.0.attn.Q"], "did you mean h.0.attn."),
+        (["sites", TINY, "--sites", "h.7.attn.q"], "unknown site 'h.7.attn.q'"),
         (["sites", "random:huge"], "random:huge is unknown"),
     ],
 )
@@ -707,7 +707,9 @@ def test_sites_shows_only_what_the_model_has(run, tmp_path):
 
 
 def test_sites_are_found_by_any_vocabulary_and_by_glob(run):
-    rows = _sites(run, TINY, "--site", "blocks.1.attn.hook_q", "--site", "h.*.mlp_out")
+    rows = _sites(
+        run, TINY, "--sites", "blocks.1.attn.hook_q", "--sites", "h.*.mlp_out"
+    )
     assert list(rows) == ["h.0.mlp_out", "h.1.attn.q", "h.1.mlp_out", "h.2.mlp_out"]
     assert rows["h.1.attn.q"]["lens"] == "blocks.1.attn.hook_q"
     assert rows["h.1.attn.q"]["hf"] is None

@@ -7,6 +7,7 @@ to the model, RC3 how the captures are stored, RC4 how they behave over several 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal, TypeAlias
 
 from recon.errors import UsageError
@@ -357,7 +358,9 @@ def rule(word: str) -> Rule:
     """Return the rule of a code (``RC101``) or name; raises UsageError for another."""
     found = _BY_NAME.get(word) or _BY_NAME.get(word.upper())
     if found is None:
+        near = get_close_matches(word, _BY_NAME, n=3, cutoff=0.6)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UsageError(
-            f"unknown rule {word!r}; recon explain lists all of them, RC101 for one"
+            f"unknown rule {word!r}{hint} (recon explain lists all of them)"
         )
     return found

@@ -31,7 +31,6 @@ from recon.cli import (
 app = typer.Typer(
     name="recon",
     epilog="Example: recon verify random:tiny --attn eager",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,7 +55,7 @@ app.command(
     epilog="Example: recon profile random:gpt2 --target hooks.py:capture --plot p.svg",
 )(profile.command)
 app.command(
-    "sites", epilog="Example: recon sites random:tiny --site 'h.*.attn.{q,k,v}'"
+    "sites", epilog="Example: recon sites random:tiny --sites 'h.*.attn.{q,k,v}'"
 )(sites.command)
 app.command(
     "capture",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from recon.cli import streams
+from recon.cli import completing, streams
 from recon.cli.ending import CLEAN, FINDINGS, Traceback
 from recon.cli.options import (
     Attention,
@@ -125,7 +125,9 @@ def command(
     ignore: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RULE", help="Leave this rule out, by code or name; repeatable."
+            metavar="RULE",
+            autocompletion=completing.rules,
+            help="Leave this rule out, by code or name; repeatable.",
         ),
     ] = None,
     quick: Annotated[

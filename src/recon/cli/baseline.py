@@ -21,6 +21,7 @@ from recon.cli.options import (
     InputIds,
     Json,
     ModelOption,
+    Seed,
     Text,
     ToDtype,
 )
@@ -78,12 +79,7 @@ def record(
     dtype: ToDtype = None,
     attn: Attention = None,
     device: Device = "cpu",
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=2**32 - 1, metavar="N", help="For random weights and ids."
-        ),
-    ] = 0,
+    seed: Seed = 0,
     overhead: Annotated[
         bool, typer.Option("--overhead", help="Measure the time of capture, too.")
     ] = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from recon.cli import info, streams
+from recon.cli import completing, info, streams
 from recon.cli.ending import Traceback
 from recon.cli.options import (
     Attention,
@@ -51,6 +51,7 @@ def command(
         list[str],
         typer.Option(
             metavar="SITE",
+            autocompletion=completing.sites,
             help="A site or a glob, 'h.*.attn.{q,k}' for one; may be repeated.",
         ),
     ],

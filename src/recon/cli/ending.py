@@ -36,7 +36,10 @@ def run(command: Callable[[], Any], arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            # A shell asked what may be typed next.
+            return RECONCILED
         # Help's reader is gone; Typer ends with 1 then, which here means diverged.
         drop_stdout()
         code = NO_READER

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from recon.cli import streams
+from recon.cli import completing, streams
 from recon.cli.ending import Traceback
 from recon.cli.options import Json
 
@@ -16,6 +16,7 @@ def command(
         str | None,
         typer.Argument(
             metavar="RULE",
+            autocompletion=completing.rules,
             help="A rule's code or name, RC101 or wrong-site; without it, all are "
             "listed.",
         ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recon.cli import streams
+from recon.cli import completing, streams
 from recon.cli.ending import Traceback
 from recon.cli.options import Attention, Device, ModelOption, Seed, Text, ToDtype
 from recon.cli.starting import load, silence_libraries
@@ -57,7 +57,11 @@ def command(
     model: ModelOption = "bundled",
     sites: Annotated[
         str | None,
-        typer.Option(metavar="SITE", help="A site or a glob; each kind has its own."),
+        typer.Option(
+            metavar="SITE",
+            autocompletion=completing.sites,
+            help="A site or a glob; each kind has its own.",
+        ),
     ] = None,
     text: Text = None,
     other: Annotated[

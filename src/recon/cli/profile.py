@@ -19,6 +19,7 @@ from recon.cli.options import (
     InputIds,
     Json,
     ModelArgument,
+    Seed,
     Text,
     ToDtype,
 )
@@ -59,12 +60,7 @@ def command(
     dtype: ToDtype = None,
     attn: Attention = None,
     device: Device = "cpu",
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=2**32 - 1, metavar="N", help="For random weights and random ids."
-        ),
-    ] = 0,
+    seed: Seed = 0,
     json: Json = None,
     plot: Annotated[
         str | None,

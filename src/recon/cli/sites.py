@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recon.cli import streams
+from recon.cli import completing, streams
 from recon.cli.ending import Traceback
 from recon.cli.options import Json
 from recon.cli.starting import silence_libraries
@@ -27,10 +27,11 @@ def command(
             "not loaded."
         ),
     ] = "bundled",
-    site: Annotated[
+    sites: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME",
+            metavar="SITE",
+            autocompletion=completing.sites,
             help="Show only this site or glob, in any of the three vocabularies; "
             "may be repeated.",
         ),
@@ -45,7 +46,7 @@ def command(
     """
     streams.require_writable(json)
     silence_libraries()
-    listing = _listing(model, site or [])
+    listing = _listing(model, sites or [])
     if json != "-":
         from recon.report.vocabulary import render
 
