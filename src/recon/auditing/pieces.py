@@ -37,6 +37,9 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
     if exact.layout.shuffled in ("B", "T"):
         return one if _put_right(bench, exact) else replace(one, rule="wrong-tokens")
     if not exact.layout.honest:
+        if words := other_pass(bench, exact):
+            said = f"{sentence}, in a pass on {words}"
+            return replace(one, rule="other-run", sentence=said, mend=_HAND_ON)
         return replace(one, rule="wrong-layout")
     if one.claim.strict and "B" in exact.layout.axes[1:]:
         words = f"{sentence}: its first axis is not the rows of the batch"
@@ -57,7 +60,7 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
     if _fewer_tokens(bench, exact):
         said = f"{sentence}, in a pass on some of the tokens"
         return replace(one, rule="wrong-tokens", sentence=said)
-    if words := _other_inputs(bench, exact):
+    if words := other_pass(bench, exact):
         said = f"{sentence}, in a pass on {words}"
         name = "wrong-tokens" if words == ANOTHER_ORDER else "other-run"
         return replace(one, rule=name, sentence=said, cause=words, mend=_HAND_ON)
@@ -148,7 +151,7 @@ def _overwritten(bench: Bench, one: Judgement, exact: Exact) -> str:
     return overwritten(bench.call, one.name, one.tensor)
 
 
-def _other_inputs(bench: Bench, exact: Exact) -> str:
+def other_pass(bench: Bench, exact: Exact) -> str:
     """Say what else than the given tokens a pass ran on; nothing if on those."""
     same = [q for q in exact.ties if q.site == exact.quantity.site]
     words = ""

@@ -13,7 +13,7 @@ from recon.auditing.bench import Bench
 from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import Near
-from recon.auditing.pieces import overwritten
+from recon.auditing.pieces import other_pass, overwritten
 from recon.sites import Site
 from recon.trace import sources
 
@@ -57,7 +57,10 @@ def refuse(bench: Bench, one: Judgement) -> Judgement:
     if late := overwritten(bench.call, one.name, one.tensor):
         return replace(one, rule="overwritten", sentence=late)
     if exact is not None:
-        return _as_exact(one, exact, claimed)
+        wrong = _as_exact(one, exact, claimed)
+        words = "" if exact.quantity.run else other_pass(bench, exact)
+        also = f", in a pass on {words}" if words else ""
+        return replace(wrong, sentence=f"{wrong.sentence}{also}")
     masked = claimed.part.endswith("scores") and not bool(one.tensor.isnan().any())
     if not bool(torch.isfinite(one.tensor).all()) and not masked:
         count = int((~torch.isfinite(one.tensor)).sum())
