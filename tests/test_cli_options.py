@@ -106,3 +106,40 @@ def test_options_that_disagree_would_be_seen():
 def test_every_command_shows_a_traceback_if_asked_and_explains_each_option(path):
     assert "--traceback" in {option.name for option in COMMANDS[path]}
     assert [option.name for option in COMMANDS[path] if not option.help] == []
+
+
+@pytest.mark.parametrize("path", ["recon", "recon baseline", *COMMANDS])
+def test_every_help_fits_80_columns(path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        cli.main([*path.split()[1:], "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"Usage: {path} " in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_an_option_that_is_misspelt_is_guessed_in_every_command(path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*path.split()[1:], "--tracebak"])
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--traceback" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "guess"), [("wrong-sit", "did you mean wrong-site"), ("RC999", "RC999")]
+)
+def test_the_name_of_a_rule_that_is_misspelt_is_guessed_and_a_code_is_not(
+    word, guess, capsys
+):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explain", word])
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert guess in err
+    assert ("did you mean" in err) == ("did you mean" in guess)

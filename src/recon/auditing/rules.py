@@ -358,7 +358,8 @@ def rule(word: str) -> Rule:
     """Return the rule of a code (``RC101``) or name; raises UsageError for another."""
     found = _BY_NAME.get(word) or _BY_NAME.get(word.upper())
     if found is None:
-        near = get_close_matches(word, _BY_NAME, n=3, cutoff=0.6)
+        # All codes look alike, so a guess at one would tell nothing.
+        near = get_close_matches(word, [one.name for one in RULES], n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UsageError(
             f"unknown rule {word!r}{hint} (recon explain lists all of them)"

@@ -1,0 +1,38 @@
+"""Ctrl-C in a real process: exit code 130, one line, no half file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import recon
+
+LINES = 3000
+
+
+def test_ctrl_c_in_a_capture_ends_with_130_and_leaves_whole_files_only(tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "captures"
+    prompts.write_text("A name is bound.\n" * LINES, encoding="utf-8")
+    running = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "recon", "capture", "bundled"),
+            *("--prompts", str(prompts), "--sites", "h.0.resid_post"),
+            *("--shard-size", "1", "--out", str(out)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    until = time.monotonic() + 60
+    while not list(out.glob("*.safetensors")) and time.monotonic() < until:
+        time.sleep(0.05)
+        assert running.poll() is None, running.communicate()
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert err.splitlines()[-1] == "recon: interrupted"
+    assert "Traceback" not in err
+    stored = recon.load_captures(out)
+    assert 0 < len(stored) < LINES
