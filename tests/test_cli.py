@@ -542,6 +542,25 @@ def test_the_probabilistic_bound_of_a_wide_product_is_the_sharper_one(run):
     assert 0 < sharpness("probabilistic") < sharpness("deterministic")
 
 
+@pytest.mark.parametrize("stream", [[], ["--stream"]], ids=["whole", "streamed"])
+def test_a_report_under_the_probabilistic_bound_says_that_it_is_no_proof(run, stream):
+    def said(form):
+        out = run("verify", TINY, "--level", "certify", "--bound", form, *stream)[1]
+        return "not a proof" in " ".join(out.split())
+
+    assert said("probabilistic")
+    assert not said("deterministic")
+
+
+def test_json_and_replay_say_no_more_than_they_must_about_the_bound(run):
+    def notes(level):
+        arguments = "verify", TINY, "--level", level, "--bound", "probabilistic"
+        return " ".join(_strict(run(*arguments, "--json", "-")[1])["notes"])
+
+    assert "not a proof" in notes("certify")
+    assert "proof" not in notes("replay")
+
+
 def test_json_of_a_diverged_run_says_where(run, edited):
     code, out, _ = run("verify", TINY, "--json", "-")
     assert code == 1

@@ -157,7 +157,9 @@ def test_train_mode_is_a_setting(run):
 
 @pytest.mark.parametrize("bound", ["deterministic", "probabilistic"])
 def test_either_form_of_the_bound_certifies(run, bound):
-    assert run(EAGER, SDPA, "--bound", bound)[0] == 0
+    code, out, _ = run(EAGER, SDPA, "--bound", bound)
+    assert code == 0
+    assert ("not a proof" in " ".join(out.split())) == (bound == "probabilistic")
 
 
 # -- saved traces --------------------------------------------------------------

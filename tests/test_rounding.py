@@ -85,6 +85,33 @@ def test_the_probabilistic_gamma_grows_with_the_root_and_is_sharper_from_64_term
     assert likely.gamma(100) == pytest.approx(by_hand, rel=1e-9)
 
 
+def summed_in_order(term, n):
+    total = torch.zeros_like(term)
+    for _ in range(n):
+        total = total + term
+    return total
+
+
+@pytest.mark.parametrize(
+    ("n", "least", "most"), [(1024, 0.9, 1.0), (2048, 1.3, 1.5), (4096, 1.7, 2.0)]
+)
+def test_a_correct_sum_of_equal_terms_breaks_the_probabilistic_bound_only(
+    n, least, most
+):
+    # Errors of one sign: not independent, and of no zero mean.
+    term = torch.tensor([1.0320740, 1.9971926, 1.9138188])
+    found = summed_in_order(term, n).double()
+    ones = torch.ones(n, 1)
+    x = term[:, None].expand(-1, n)
+
+    def ratio(form):
+        bounded = product(x, ones, None, Arithmetic(torch.float32, form))
+        return float(((found - bounded.value[:, 0]).abs() / bounded.error[:, 0]).max())
+
+    assert least < ratio("probabilistic") < most
+    assert ratio("deterministic") < 0.26
+
+
 # -- storing -------------------------------------------------------------------
 
 

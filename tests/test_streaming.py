@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import recon
-from recon.checks import LEVELS
+from recon import gpt2
+from recon.checks import LEVELS, NO_PROOF, Levels
+from recon.recorder import Options
+from recon.streaming import CheckingRecorder
 from tests import versions
 
 EVERY = list(LEVELS)
@@ -191,6 +194,16 @@ def test_every_pass_of_generate_gets_a_report(model, ids, check):
     for report in recorder.reports:
         report.check()
     assert recorder.nbytes == 0
+
+
+def test_a_checking_recorder_under_probabilistic_bounds_says_they_are_no_proof(
+    model, ids
+):
+    levels = Levels(("certify",), "probabilistic")
+    recorder = CheckingRecorder(gpt2.plan(model), Options(), levels)
+    with recorder, torch.no_grad():
+        model(ids)
+    assert recorder.reports[-1].notes[0] == NO_PROOF
 
 
 def test_without_keep_all_only_the_last_pass_has_a_report(model, ids):

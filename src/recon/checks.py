@@ -30,6 +30,11 @@ LEVELS: tuple[Level, ...] = ("ledger", "sketch", "replay", "certify")
 DEFAULT: tuple[Level, ...] = ("ledger", "replay")
 Placed: TypeAlias = tuple[tuple[float, ...], Check]
 
+NO_PROOF = (
+    "probabilistic bounds: likely, not a proof; they assume independent rounding "
+    "errors with mean zero, and a correct run may exceed them"
+)
+
 # Projections are made once per model, whoever asks.
 _SKETCHER = Sketcher()
 
@@ -51,6 +56,13 @@ class Levels:
             raise UsageError(
                 f"bound={self.form!r}: expected deterministic or probabilistic"
             )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about verdicts that rest on bounds which are no proof."""
+        if self.form == "probabilistic" and "certify" in self.names:
+            return (NO_PROOF,)
+        return ()
 
 
 def trace_checks(

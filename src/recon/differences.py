@@ -10,7 +10,7 @@ from typing import Literal, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
-from recon.checks import Level
+from recon.checks import NO_PROOF, Level
 from recon.errors import UsageError
 from recon.facts import Facts
 from recon.ops import Activation, Attention, LayerNorm
@@ -54,6 +54,7 @@ class Difference:
     other_weights: str = ""
     other_computation: str = ""
     dropout: str = ""
+    bound: Form = "deterministic"
 
     @property
     def first(self) -> Apart | None:
@@ -110,7 +111,9 @@ class Difference:
                 f"they differ from {where} on; whether by rounding is not proven: "
                 f"{self._unproven()}"
             )
-        return f"both are right, they differ by rounding that grew from {where}"
+        right = "are right" if self.bound == "deterministic" else "are likely right"
+        proof = "" if self.bound == "deterministic" else f" ({NO_PROOF})"
+        return f"both {right}, they differ by rounding that grew from {where}{proof}"
 
     def _unproven(self) -> str:
         if self.dropout:
@@ -163,6 +166,7 @@ def diff(
         other_weights=_other_weights(first, second),
         other_computation=next(_other_computation(first.facts, second.facts), ""),
         dropout=names[0] if _drops(first) else names[1] if _drops(second) else "",
+        bound=bound,
     )
 
 

@@ -102,7 +102,8 @@ class Arithmetic:
         """Bound the relative error of a sum of n products, in any order.
 
         ``n a / (1 - n a)`` (Higham 2002, lemma 3.1 and section 3.1), or
-        ``exp(L sqrt(n) a + n a^2/(1-a)) - 1`` (Higham & Mary 2019, theorem 2.4).
+        ``exp(L sqrt(n) a + n a^2/(1-a)) - 1`` (Higham & Mary 2019, theorem 2.4), which
+        a correct sum of equal terms, one after another, may exceed: no proof.
         """
         a = self.a
         if self.form == "probabilistic":

@@ -114,6 +114,11 @@ class CheckingRecorder(Recorder):
         for run in self._checkers.keys() - kept.keys():
             del self._checkers[run]
         return tuple(
-            report(trace, self._levels.names, kept[trace.run].checks(trace))
+            report(
+                trace,
+                self._levels.names,
+                kept[trace.run].checks(trace),
+                self._levels.notes,
+            )
             for trace in traces
         )

@@ -53,7 +53,7 @@ def verify(
     if input_ids is not None:
         inputs = {"input_ids": input_ids, **inputs}
     gpt2.require_inputs(model, inputs)
-    notes = list(_circumstances(model))
+    notes = [*wanted.notes, *_circumstances(model)]
     plan = gpt2.plan(model)
     recorder = CheckingRecorder(plan, Options(), wanted) if stream else None
     keeping = recorder or Recorder(plan, Options())
@@ -141,8 +141,8 @@ def verify_trace(
     returned = None if output is None else Reference.of(output)
     with torch.no_grad():
         checks = trace_checks(trace, returned, wanted)
-    notes = [] if returned is None else list(_aliases(trace, returned))
-    return report(trace, levels, checks, notes)
+    aliases = [] if returned is None else _aliases(trace, returned)
+    return report(trace, levels, checks, [*wanted.notes, *aliases])
 
 
 def require_verifiable(trace: Trace) -> None:

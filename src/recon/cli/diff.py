@@ -64,7 +64,8 @@ def command(
         typer.Option(help="The model of saved traces; without it none is certified."),
     ] = None,
     bound: Annotated[
-        Bound, typer.Option(help="Form of the error bounds.")
+        Bound,
+        typer.Option(help="Form of the error bounds; probabilistic: no proof."),
     ] = Bound.deterministic,
     json: Json = None,
     html: Html = None,

@@ -80,7 +80,8 @@ def command(
         ),
     ] = None,
     bound: Annotated[
-        Bound, typer.Option(help="Form of certify's error bounds.")
+        Bound,
+        typer.Option(help="Form of certify's error bounds; probabilistic: no proof."),
     ] = Bound.deterministic,
     stream: Annotated[
         bool,
