@@ -254,6 +254,7 @@ def weights(call: Call, stored: Arithmetic):
         bias,
         call.q.shape[-1],
         stored,
+        call.scale,
     )
 
 

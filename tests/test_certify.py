@@ -456,6 +456,22 @@ def test_nothing_captured_is_missing_and_no_exact_agreement():
     assert check.verdict == "missing"
 
 
+def test_scores_that_may_overflow_are_unverified_though_softmax_hides_them(make_model):
+    # exp makes a 0 of minus infinity, which nothing after it shows.
+    model, ids = make_model(dtype=torch.float16, attention="eager"), [[3, 5, 7]]
+    trace = run(model, torch.tensor(ids))
+    q, k = (trace[f"h.1.attn.{part}"].clone() for part in "qk")
+    q[..., 0], k[..., 0] = 300.0, -300.0
+    op = next(i.op for i in identities(trace) if str(i.site) == "h.1.attn.pattern")
+    with torch.no_grad():
+        scores = q @ k.transpose(-1, -2)
+    assert bool(scores.isneginf().all())
+    pieces = list(certifying._pattern(op, [q, k], q, Arithmetic(torch.float16)))
+    assert all(bool(p.error[..., 1, :2].isinf().all()) for _, p in pieces)
+    fine = list(certifying._pattern(op, [q / 300, k], q, Arithmetic(torch.float16)))
+    assert all(bool(p.error.isfinite().all()) for _, p in fine)
+
+
 def test_a_prediction_that_is_not_a_number_vouches_for_nothing():
     # 2026-11: a nan is not above 0, so it counted as no error at all.
     found = torch.ones(1, 1, 2)

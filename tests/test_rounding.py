@@ -143,6 +143,14 @@ def test_what_may_overflow_has_no_bound_and_what_may_not_has_one(dtype):
     assert near.error[0] == math.inf
 
 
+def test_what_is_not_a_number_has_no_bound():
+    x = exactly(math.nan, math.inf, 1.0, arithmetic=Arithmetic(torch.float64))
+    unsure = replace(x, error=torch.tensor([0.0, 0.0, math.nan], dtype=torch.float64))
+    assert bool(unsure.rounded().error.isposinf().all())
+    zero = exactly(0.0, 0.0, 0.0, arithmetic=Arithmetic(torch.float64))
+    assert bool((zero * unsure.rounded()).error.isposinf().all())
+
+
 @pytest.mark.parametrize(
     ("dtype", "lost"),
     [

@@ -13,7 +13,7 @@ from recon import sketch as sketching
 from recon.compare import Check
 from recon.gpt2 import identities
 from recon.ops import Linear
-from recon.rounding import Arithmetic
+from recon.rounding import Arithmetic, product
 from recon.sites import Site
 from recon.sketch import Sketcher, sketch
 
@@ -225,6 +225,26 @@ def test_finite_numbers_too_large_to_add_up_are_no_fault():
         "unverified",
         "too large for the sums of the sketch",
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_certify_cannot_bound_the_sketch_does_not_pass(dtype):
+    largest = torch.finfo(dtype).max
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 300, generator=generator).to(dtype)
+    op = Linear(weight, torch.zeros(300, dtype=dtype))
+    x, blank = torch.zeros(3, 8, dtype=dtype), Check("a", "b", "sketch", "unverified")
+    x[:, 0] = 1
+    verdicts = set()
+    for share in (1.0, 0.999, 0.99, 0.9, 0.1, 1e-3):
+        weight[0, 5] = share * largest
+        proven = product(x, weight, op.bias, Arithmetic(dtype))
+        found = Sketcher().check(op, x, x @ weight, Arithmetic(dtype), blank)
+        assert proven.error.isfinite().all() or found.verdict == "unverified"
+        assert (found.verdict == "unverified") == bool(found.reason)
+        verdicts.add(found.verdict)
+    assert "unverified" in verdicts
+    assert "rounding" in verdicts or dtype != torch.float16
 
 
 @pytest.mark.parametrize("stream", [False, True])

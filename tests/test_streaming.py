@@ -52,6 +52,23 @@ def test_streaming_makes_the_checks_of_normal_mode(make_model, ids, kernel, dtyp
     assert {name for _, name, _ in expected.keys() - found.keys()} <= unasked
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_where_results_may_overflow_no_mode_and_no_level_says_rounding(
+    make_model, ids, dtype
+):
+    model = make_model(dtype=dtype)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.bias[3] = torch.finfo(dtype).max
+    for report in both(model, ids):
+        at = [c for c in report.checks if c.site == "h.1.mlp.pre"]
+        found = {c.level: c for c in at}
+        assert found["replay"].verdict == "exact"  # it is finite, and as it was
+        for level in ("sketch", "certify"):
+            assert found[level].verdict == "unverified"
+            assert "overflow" in found[level].reason
+        assert "rounding" in {c.verdict for c in report.checks if "h.0" in c.site}
+
+
 def test_both_modes_bound_and_sharpen_alike(model, ids):
     whole, streamed = both(model, ids)
     expected = {(c.site, c.identity, c.level): c for c in whole.checks}

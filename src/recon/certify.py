@@ -338,6 +338,7 @@ def _soft(
                 None if bias is None else bias[one, :, rows],
                 width,
                 stored,
+                scale,
             )
             place = (slice(one, one + 1), slice(None), rows)
             yield place, Softmax(soft.weights[None], soft.error[None], soft.sums)

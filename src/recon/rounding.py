@@ -130,7 +130,8 @@ class Bounded:
     def rounded(self, units: float = 1.0) -> Bounded:
         """Add a rounding of ``units`` roundoffs, and what may be lost near zero.
 
-        Where the value may exceed the largest number, the error is infinite.
+        Where the value may exceed the largest number, or is none, the error is
+        infinite.
         """
         return self._stored(self.value, self.error.clone(), units)
 
@@ -139,7 +140,8 @@ class Bounded:
         store, u = self.arithmetic.store, self.arithmetic.u
         limit = torch.finfo(store).max
         largest = value.abs().add_(error)
-        over = None if float(largest.amax()) < limit else largest >= limit
+        # What is not a number, here or before, has no bound either.
+        over = None if float(largest.amax()) < limit else ~(largest < limit)
         error.add_(largest, alpha=units * u).add_(_LOST[store])
         if over is not None:
             error.masked_fill_(over, math.inf)
@@ -340,12 +342,14 @@ def attention_weights(
     bias: Tensor | None,
     width: int,
     stored: Arithmetic,
+    scale: float = 1.0,
 ) -> Softmax:
     """Return softmax(scores + bias) over the allowed keys, plain or online.
 
-    ``scores`` are exact and scaled, ``size`` is |q||k| scaled alike, ``width`` the
-    length of the products, ``stored`` the arithmetic in which scores are kept between
-    the product and the exponential.
+    ``scores`` are exact and times ``scale``, ``size`` is |q||k| scaled alike, ``width``
+    the length of the products, ``stored`` the arithmetic in which scores are kept
+    between the product and the exponential. Where one score may overflow before it is
+    scaled, its whole row has no bound: exp makes a 0 of minus infinity.
     """
     inner = stored.inside
     a, u = inner.a, stored.u
@@ -356,10 +360,12 @@ def attention_weights(
     if u > a:
         rounded = compounded(u, u, u, u, 4 * a)
         off = off.add_(scores.abs().add_(off), alpha=rounded)
+    hidden = ~allowed
+    over = _overflowing(scores, size, off, stored, scale)
     if bias is not None:
         scores = scores + bias
         off = off.add_(scores.abs().add_(off), alpha=u)
-    hidden = ~allowed
+        over = over | ~(scores.abs().add_(off) < torch.finfo(stored.store).max)
     scores = scores.masked_fill(hidden, -math.inf)
     top = scores.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
     shifted = scores - top
@@ -378,7 +384,26 @@ def attention_weights(
     below = low.sub_(highest).exp_().mul_(1 - relative).nan_to_num_(nan=0.0)
     above = above.clamp_(max=1.0 + relative).sub_(p)
     error = torch.maximum(above, below.neg_().add_(p), out=above)
-    return Softmax(p, error.clamp_(min=0.0).add_(_LOST[inner.store]), sums)
+    error = error.clamp_(min=0.0).add_(_LOST[inner.store])
+    lost = (over & ~hidden).any(-1, keepdim=True) if bool(over.any()) else over
+    return Softmax(p, error.masked_fill_(lost, math.inf), sums)
+
+
+def _overflowing(
+    scores: Tensor, size: Tensor, off: Tensor, stored: Arithmetic, scale: float
+) -> Tensor:
+    """Return which scores may exceed what they are summed or stored in; one if none.
+
+    Sums reach at most |q||k|, before they are scaled.
+    """
+    least = min(1.0, abs(scale)) or 1.0
+    limit, wide = (
+        least * torch.finfo(kind).max for kind in (stored.store, stored.accumulator)
+    )
+    if float(size.amax()) < limit / 2:
+        return torch.zeros(1, dtype=torch.bool, device=size.device)
+    # float32 sums exceed |q||k| by less than a hundredth.
+    return ~(size < 0.99 * wide) | ~(scores.abs().add_(off) < limit)
 
 
 def mixed(soft: Softmax, values: Tensor, arithmetic: Arithmetic) -> Bounded:

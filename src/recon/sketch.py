@@ -271,6 +271,8 @@ def _judged(
             return replace(blank, index=(row,), reason=reason)
         reason = "not finite, somewhere in the row"
         return replace(blank, verdict="diverged", index=(row,), reason=reason)
+    if biggest <= 1.0 and _may_overflow(y, size, bound, made, arithmetic):
+        return replace(blank, reason="no finite bound: the results may overflow")
     sharp = (bound / size).amax().item()
     if not math.isfinite(sharp):
         if not bool(bound.isfinite().all()):
@@ -285,6 +287,26 @@ def _judged(
         bound_ratio=biggest,
         sharpness=4 * math.sqrt(made.out) * sharp,
     )
+
+
+def _may_overflow(
+    y: Float[Tensor, "rows out"],
+    size: Float[Tensor, " rows"],
+    bound: Float[Tensor, "blocks rows"],
+    made: Projected,
+    arithmetic: Arithmetic,
+) -> bool:
+    """Whether an exact result may exceed the largest number, wherever it does so.
+
+    The proven bound of an element is at most that of its block times sqrt(n+1)/L, once
+    for the weights that may be 1/2 and once for the gap from what was found.
+    """
+    terms = math.sqrt(made.into.shape[1] + 1)
+    far = 5 * max(1.0, terms / _LAMBDA) * bound.amax().item()
+    limit = (torch.finfo(arithmetic.store).max - far) / (1 + 4 * arithmetic.u)
+    if size.amax().item() < limit:
+        return False
+    return not max(abs(end.item()) for end in y.aminmax()) < limit
 
 
 def _gap(
