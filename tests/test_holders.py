@@ -2,6 +2,7 @@
 
 import gc
 import re
+from contextvars import ContextVar
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from recon.profiling.holders import holders
 from recon.profiling.storages import StorageLog, saved_by_graph, storage_of
 
 KEPT: list = []
+VARIABLE: ContextVar = ContextVar("captured", default=())
 
 
 class Box:
@@ -62,6 +64,14 @@ def in_generator(tensor):
     next(KEPT[0])
 
 
+def in_array(tensor):
+    KEPT.append({"last": tensor.numpy()[3:][1:]})
+
+
+def in_context(tensor):
+    VARIABLE.set([tensor])
+
+
 def in_traceback(tensor):
     def fail(tensor):
         raise ValueError(len(tensor))
@@ -80,6 +90,7 @@ PATHS = {
     in_closure: "KEPT[0] -> in_closure.<locals>.keep (test_holders.py) -> tensor",
     in_default: "KEPT[0] -> partial of print[0]",
     in_generator: "KEPT[0] -> suspended in_generator.<locals>.wait",
+    in_array: "KEPT[0]['last'] -> a numpy array that shares its memory",
     in_traceback: "KEPT[0] -> ValueError's traceback -> tensor of "
     "in_traceback.<locals>.fail (test_holders.py)",
 }
@@ -104,6 +115,13 @@ def test_the_path_to_a_tensor_is_written_as_python(hold):
     (found,) = holders(only(1013))
     written = re.sub(r"(\.py):\d+", r"\1", str(found))
     assert written == f"{__name__}.{PATHS[hold]}"
+
+
+def test_a_context_variable_is_named():
+    in_context(torch.ones(1033))
+    (found,) = holders(only(1033))
+    VARIABLE.set(())
+    assert (found.kind, str(found)) == ("global", "context variable captured[0]")
 
 
 def test_a_variable_of_a_running_function_is_named_last():

@@ -2,11 +2,13 @@
 
 References are followed from the tensor upwards, breadth first, until they reach a
 module of the model, a global, a class or a running function. References held from C++
-are invisible to Python's collector; of those, the autograd graph is looked into.
+are invisible to Python's collector; of those, the autograd graph, arrays of numpy that
+share a tensor's memory and this thread's context variables are looked into.
 """
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import sys
 import time
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import CO_OPTIMIZED
+from itertools import pairwise
 from pathlib import Path
 from types import (
     AsyncGeneratorType,
@@ -30,6 +33,7 @@ from types import (
 )
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 
 from recon.profiling.storages import live_tensors, saved_by_graph, storage_of
@@ -106,6 +110,16 @@ class _Search:
         """Follow references upwards until each tensor is under a root."""
         frontier: list[Any] = list({id(t): t for t in tensors}.values())
         seen = {id(one) for one in frontier}
+        self._rise(frontier, tensors, seen)
+        self._running(seen)
+        lost = {id(t) for t in tensors if self._path(t) is None}
+        if lost:
+            self._rise(self._above_arrays(lost, seen), tensors, seen)
+            self._running(seen)
+
+    def _rise(
+        self, frontier: list[Any], tensors: Sequence[Tensor], seen: set[int]
+    ) -> None:
         self._mine(frontier, seen)
         deadline = time.monotonic() + _PATIENCE
         for _ in range(_FARTHEST):
@@ -118,7 +132,6 @@ class _Search:
             late = time.monotonic() > deadline
             if not frontier or rooted or late or len(seen) > _MOST:
                 break
-        self._running(seen)
 
     def _referrers(self, below: list[Any], ids: set[int]) -> list[Any]:
         """Return what refers to any of some objects.
@@ -135,6 +148,28 @@ class _Search:
             for one in everything
             if any(id(other) in ids for other in gc.get_referents(one))
         ]
+
+    def _above_arrays(self, lost: set[int], seen: set[int]) -> list[Any]:
+        """Return what holds arrays of numpy that share the memory of lost tensors.
+
+        The collector tracks no array, nor a dict or tuple of such only, and so it
+        names none of them when it is asked who refers to a tensor.
+        """
+        everything = gc.get_objects()
+        self._mine(everything)
+        found: list[Any] = []
+        for one in everything:
+            if id(one) in self._own or _is_ours(one):
+                continue
+            for chain in _arrays_in(one):
+                if (owner := _owner(chain[0])) in lost:
+                    for below, above in pairwise((owner, *chain)):
+                        key = below if below is owner else id(below)
+                        self._above.setdefault(key, []).append(above)
+                        self._own.add(id(self._above[key]))
+                    if self._take(one, {id(chain[-1])}, seen):
+                        found.append(one)
+        return found
 
     def _mine(self, *containers: object) -> None:
         self._own |= {id(container) for container in containers}
@@ -173,6 +208,9 @@ class _Search:
 
         Only those of what was reached; a name is enough, the value is not kept.
         """
+        for variable, value in contextvars.copy_context().items():
+            if id(value) in seen and id(value) not in self._roots:
+                self._roots[id(value)] = "global", f"context variable {variable.name}"
         frames = (f for f in _running_frames() if f.f_code.co_flags & CO_OPTIMIZED)
         for frame in frames:
             for name, key in _local_ids(frame):
@@ -241,6 +279,22 @@ class _Search:
         return False
 
 
+def _arrays_in(one: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield arrays that an object holds, each with the untracked containers above."""
+    for held in gc.get_referents(one):
+        if type(held) is np.ndarray:
+            yield (held,)
+        elif type(held) in (dict, tuple) and not gc.is_tracked(held):
+            yield from ((*chain, held) for chain in _arrays_in(held))
+
+
+def _owner(array: Any) -> int:
+    """Return the id of what owns an array's memory."""
+    while type(array.base) is np.ndarray:
+        array = array.base
+    return id(array.base)
+
+
 def _down(top: Any, below: Mapping[int, Any]) -> Iterator[Any]:
     one: Any = top
     while one is not None:
@@ -276,7 +330,8 @@ def _module_name(name: str) -> str:
 
 def _is_ours(one: Any) -> bool:
     """Whether this is a frame of the search itself, or of who called it here."""
-    return isinstance(one, FrameType) and one.f_code.co_filename.startswith(_HERE)
+    # isinstance would ask lazy proxies for their class, which may import or raise.
+    return type(one) is FrameType and one.f_code.co_filename.startswith(_HERE)
 
 
 def _running_frames() -> Iterator[FrameType]:
@@ -336,6 +391,8 @@ def _step(parts: list[str], holder: Any, held: Any) -> None:
         parts.append(f"{type(holder).__name__}'s traceback")
     elif isinstance(holder, FrameType):
         parts.append(_variable(holder.f_code, _local_holding(holder, held)))
+    elif type(holder) is np.ndarray:
+        parts.append("a numpy array that shares its memory")
     elif not isinstance(holder, _TRANSPARENT):
         parts[-1] += _item(holder, held) or _attribute(holder, held)
 
