@@ -85,6 +85,13 @@ def test_a_command_of_the_page_does_what_the_page_says(command, run, tmp_path):
         )
 
 
+def test_the_finding_on_the_page_is_what_the_command_prints(run):
+    (shown,) = re.findall(r"^      (\d+ tensors, .*)$", PAGE, flags=re.MULTILINE)
+    _, out, _ = run("--target", "hooks.py:capture", "--rounds", "2")
+    # Which entry is the first that stayed depends on how often the pass was timed.
+    assert re.sub(r"\[\d+\]", "", shown) in re.sub(r"\[\d+\]", "", out)
+
+
 def test_json_on_stdout_is_all_that_stdout_gets(run):
     code, out, _ = run("random:tiny", "--json", "-", "--dtype", "float64", *QUICK)
     document = json.loads(out)
