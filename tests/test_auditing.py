@@ -195,6 +195,24 @@ def test_ids_that_go_by_name_only_are_passed_so(model):
     assert not found(capture, model)
 
 
+def test_a_model_whose_blocks_are_cut_for_a_pass_is_told_and_put_back(model):
+    blocks = model.transformer.h
+
+    def capture(model, input_ids):
+        model.transformer.h = blocks[:1]
+        with torch.no_grad():
+            return {"hidden_states.0": model.transformer.wte(input_ids)}
+
+    def shorter(model, input_ids):
+        model.transformer.h = blocks[:1]
+        with torch.no_grad():
+            return {"logits": model(input_ids).logits}
+
+    assert "forward-replaced" in found(capture, model)
+    assert "forward-replaced" in found(shorter, model)
+    assert model.transformer.h is blocks
+
+
 def test_the_fields_of_a_named_tuple_are_its_names(model):
     Captured = namedtuple("Captured", "residual mlp_out")
 

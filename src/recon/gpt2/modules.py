@@ -39,11 +39,15 @@ def base(model: nn.Module) -> GPT2Model:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The modules of one model that recon looks at, by path."""
+    """The modules of one model that recon looks at, by path.
+
+    ``layers`` are the blocks as they were then: code may take some away in a pass.
+    """
 
     model: PreTrainedModel
     body: GPT2Model
     prefix: str
+    layers: tuple[Any, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> Parts:
@@ -52,7 +56,8 @@ class Parts:
         assert isinstance(model, PreTrainedModel)
         if problem := next(_oddities(model, body), ""):
             raise UnsupportedError(f"recon does not check this model: {problem}")
-        return cls(model, body, "" if model is body else "transformer.")
+        prefix = "" if model is body else "transformer."
+        return cls(model, body, prefix, tuple(body.h))
 
     @property
     def head(self) -> nn.Module | None:
@@ -61,7 +66,7 @@ class Parts:
 
     def blocks(self) -> Iterator[tuple[int, Any]]:
         """Yield number and module of every block."""
-        yield from enumerate(self.body.h)
+        yield from enumerate(self.layers)
 
     def makers(self) -> Iterator[tuple[str, Site, nn.Module]]:
         """Yield path, site and module of everything that has weights of its own."""

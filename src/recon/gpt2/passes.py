@@ -206,7 +206,7 @@ def facts(
         environment=_environment(
             parts, start, end, _autocast_noted(parts, start, notes)
         ),
-        depth=len(parts.body.h),
+        depth=len(parts.layers),
         heads=config.n_head,
         width=config.n_embd,
         tied_last=not _CAPTURED_BY_HOOKS
@@ -238,7 +238,7 @@ def _makers(
     modules = list(parts.makers())
     read = end.weights.by_module(path for path, _, _ in modules)
     for (path, place, module), (held, counted_here) in zip(modules, read, strict=True):
-        if stage is not None and place.stage(len(parts.body.h)) != stage:
+        if stage is not None and place.stage(len(parts.layers)) != stage:
             continue
         try:
             makers |= _maker(parts, path, place, module, held, start, notes)
@@ -426,7 +426,7 @@ def _quirks(parts: Parts, end: End) -> Iterator[str]:
     config = parts.body.config
     if end.kernel == "sdpa" and config.reorder_and_upcast_attn:
         yield "sdpa attention ignores reorder_and_upcast_attn"
-    first = parts.body.h[0].attn if len(parts.body.h) else None
+    first = parts.body.h[0].attn if len(parts.layers) else None
     if end.kernel == "sdpa" and first is not None and not hasattr(first, "scaling"):
         if not config.scale_attn_weights:
             yield "sdpa attention in this transformers ignores scale_attn_weights=False"
