@@ -37,7 +37,7 @@ def four_blocks():
 
 
 CASES = {
-    "4 blocks, T=32": (four_blocks, 32, 20),
+    "4 blocks, T=32": (four_blocks, 32, 60),
     "random:gpt2, T=128": (lambda: recon.load_model("random:gpt2").model, 128, 8),
     "random:gpt2, T=512": (lambda: recon.load_model("random:gpt2").model, 512, 4),
 }

@@ -18,11 +18,12 @@ RESULTS = ROOT / "bench" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Made by `make bench` from `bench/`; do not edit. Ratios are medians of paired ratios to
-the first line of each table, every variant run once a round in random order, with a 95%
-bootstrap interval. `bare again (noise)` is what the machine makes of nothing: what lies
-within its interval cannot be told from it. The libraries of requirements-peers.txt have
-rows where they were installed; what each keeps stands in `bench/peers.py`.
+Made from results of `bench/` by tools/benchmarks.py (`make bench`); do not edit. Ratios
+are medians of paired ratios to the first line of each table, every variant run once a
+round in random order, with a 95% bootstrap interval. `bare again (noise)` is what the
+machine makes of nothing: what lies within its interval cannot be told from it. The
+libraries of requirements-peers.txt have rows where they were installed; what each keeps
+stands in `bench/peers.py`.
 """
 
 
