@@ -335,7 +335,7 @@ BAD = {
     "a name too long": (lambda t, d: ["x" * 5000], "File name too long"),
     "another context": (
         lambda t, d: [_with(t, d, n_positions=8)],
-        "transformer.wpe.weight has shape (16, 16), but its config.json asks for (8,",
+        "transformer.wpe.weight has another shape than its config.json asks for",
     ),
     "ids in no order": (
         lambda t, d: [d, "--input-ids", _file(t / "i.json", "[[1, 2], [3]]")],

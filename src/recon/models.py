@@ -135,10 +135,13 @@ def _pretrained(
                 f"{name}: its weights cannot be read: {_words(error)}"
             ) from error
     model: PreTrainedModel = loaded[0]
-    for weight, found, expected in sorted(loaded[1]["mismatched_keys"])[:1]:
+    for one in sorted(loaded[1]["mismatched_keys"], key=str)[:1]:
+        # Before version 5 the names alone.
+        weight, *shapes = (one,) if isinstance(one, str) else one
+        told = ", not ".join(str(tuple(shape)) for shape in shapes)
         raise UsageError(
-            f"{name}: {weight} has shape {tuple(found)}, but its config.json asks for "
-            f"{tuple(expected)}"
+            f"{name}: {weight} has another shape than its config.json asks for"
+            + (f": {told}" if told else "")
         )
     if missing := sorted(loaded[1]["missing_keys"]):
         # transformers would fill them with random numbers.
