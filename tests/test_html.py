@@ -12,7 +12,13 @@ from typer.testing import CliRunner
 
 import recon
 from recon import cli
-from recon.report.html import audit_html, difference_html, verification_html
+from recon.report.html import (
+    audit_html,
+    baseline_html,
+    difference_html,
+    profile_html,
+    verification_html,
+)
 from recon.report.html.chart import HEIGHT, chart
 from recon.report.html.grid import MARKS
 from recon.report.html.laws import LAWS
@@ -60,9 +66,17 @@ def verified(report, **more):
     return verification_html(report, **given)
 
 
+def profiled(report, **more):
+    return profile_html(
+        report, **{"model": "random:tiny", "source": "a prompt", **more}
+    )
+
+
 def pages():
     yield verified(made_up.verification(3, (1, "z")))
     yield audit_html(made_up.audit(5), again="recon audit x.py:f")
+    yield profiled(made_up.profile(3, "hooks.kept[1]"), again="recon profile")
+    yield baseline_html(made_up.baseline(3, 1), again="recon baseline check b.json")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +89,8 @@ def real(make_model, make_ids):
 
 
 def test_the_first_words_are_the_verdict():
-    for text, verdict in zip(pages(), ("DIVERGED", "FINDINGS"), strict=True):
+    verdicts = ("DIVERGED", "FINDINGS", "LEAKS", "CHANGED")
+    for text, verdict in zip(pages(), verdicts, strict=True):
         body = text[text.index("<body>") :]
         words = [word.strip() for word in Page(body).text if word.strip()]
         assert words[:2] == ["✗", verdict]
@@ -137,6 +152,12 @@ def test_every_finding_of_an_audit_is_told_with_places_evidence_and_a_way_to_men
     assert "line 1" in text
 
 
+def assert_no_more_tags(hurt, well):
+    assert {tag for tag, _ in hurt.tags} <= {tag for tag, _ in well.tags}
+    assert len(hurt.all("script")) == len(well.all("script"))
+    assert not [a for _, a in hurt.tags if any(key.startswith("on") for key in a)]
+
+
 @pytest.mark.parametrize("foreign", HOSTILE)
 def test_no_foreign_string_becomes_markup(foreign):
     plain = Page(audit_html(made_up.audit(4), again="recon"))
@@ -153,6 +174,15 @@ def test_no_foreign_string_becomes_markup(foreign):
     asked = Page(verified(made_up.verification(2), model=foreign, source=foreign))
     usual = Page(verified(made_up.verification(2)))
     assert [tag for tag, _ in asked.tags] == [tag for tag, _ in usual.tags]
+    name = foreign.replace("{", "{{").replace("}", "}}") + "{}.{}"
+    for made in (profiled, baseline_html):
+        kind = made_up.profile if made is profiled else made_up.baseline
+        hurt, well = (
+            Page(made(kind(3, *more, name=name), again=foreign))
+            for name in (name, "h.{}.{}")
+            for more in [(foreign,) if kind is made_up.profile else (1,)]
+        )
+        assert_no_more_tags(hurt, well)
 
 
 def test_the_check_for_markup_would_see_a_string_that_became_one():
@@ -178,6 +208,66 @@ def test_48_blocks_and_5000_findings_fit_on_a_page():
     assert len(Page(text).all("ol")) == 1
     assert text.count('<li class="card') == 5000
     assert len(text) < 10_000_000
+
+
+# -- a profile, a baseline ---------------------------------------------------------
+
+
+def test_a_profile_tells_what_stays_the_times_and_the_bytes_of_each_place():
+    page = Page(profiled(made_up.profile(3, "hooks.kept[1]")))
+    text = " ".join(" ".join(page.text).split())
+    assert "LEAKS 1 thing stayed" in text
+    assert "3 tensors, 12,288 bytes, held by hooks.kept[1]" in text
+    assert "1.250 - 1.350" in text
+    assert len(page.cells()) == 3 * len(made_up.COLUMNS)
+    views = [cell for cell in page.cells() if "excess" in cell["class"]]
+    assert [v["aria-label"] for v in views] == [
+        f"h.{n}.attn.z: 4,096 bytes held for 1,024 needed" for n in range(3)
+    ]
+    advice = page.details[int(views[0]["data-detail"])]["advice"]
+    assert "clone it" in advice
+    good = profiled(made_up.profile(3))
+    assert 'class="good"' in good
+    assert "What stayed" not in good
+
+
+def test_a_checked_baseline_shows_where_the_change_begins_and_how_far_it_is():
+    page = Page(baseline_html(made_up.baseline(3, 2)))
+    kinds = [cell["class"].split()[-1] for cell in page.cells()]
+    start = 1 + len(made_up.COLUMNS) + 2
+    assert kinds[: start + 1] == ["equal"] * start + ["rounding"]
+    assert kinds.count("changed") == 1
+    (bad,) = (cell for cell in page.cells() if "changed" in cell["class"])
+    detail = page.details[int(bad["data-detail"])]
+    assert detail["title"] == "h.2.mlp.post"
+    assert ["moved", "changed"] in detail["sections"][0]["rows"]
+    assert page.all("polyline")
+    assert "RB101 site-changed" in "".join(page.text)
+
+
+def test_a_baseline_that_rounds_is_good_and_one_that_is_equal_draws_nothing():
+    assert 'class="good"' in baseline_html(made_up.baseline(3))
+    still = baseline_html(replace(made_up.baseline(3), moved=()))
+    assert "EQUAL" in still
+    assert "there is nothing to draw" in still
+
+
+def test_a_site_that_is_gone_and_one_that_is_new_are_told_apart():
+    report = made_up.baseline(2)
+    sites = dict(report.then.sites)
+    sites["h.1.new"] = sites.pop("h.0.ln_1")
+    now = report.now.model_copy(update={"sites": sites})
+    page = Page(baseline_html(replace(report, now=now, moved=())))
+    odd = {c["aria-label"] for c in page.cells() if "equal" not in c["class"]}
+    assert odd == {"h.0.ln_1: vanished", "h.1.new: appeared"}
+
+
+def test_names_that_share_a_block_and_a_place_share_a_cell():
+    found = made_up.profile(2, name="h.{0}.head.1.{1}")
+    twice = replace(found.memory, sites=found.memory.sites * 2)
+    page = Page(profiled(replace(found, memory=twice)))
+    assert len(page.cells()) == 2 * len(made_up.COLUMNS)
+    assert all(len(detail["sections"]) == 2 for detail in page.details)
 
 
 # -- the chart -------------------------------------------------------------------
@@ -242,7 +332,30 @@ def test_audit_writes_the_page(tmp_path):
     assert "FINDINGS" in target.read_text("utf-8")
 
 
-@pytest.mark.parametrize("command", [("verify",), ("diff", "bundled", "bundled")])
+def test_profile_writes_the_page(tmp_path):
+    target = tmp_path / "profile.html"
+    rounds = ("--rounds", 2, "--leak-rounds", 3)
+    ended = run("profile", "random:tiny", *rounds, "--html", target)
+    assert ended.exit_code == 0
+    text = target.read_text("utf-8")
+    assert "CLEAN" in text
+    assert 'aria-label="h.1.attn.z: ' in text
+
+
+def test_a_check_of_a_baseline_writes_the_page(tmp_path):
+    file, target = tmp_path / "b.json", tmp_path / "b.html"
+    assert run("baseline", "record", file, "--model", "random:tiny").exit_code == 0
+    ended = run("baseline", "check", file, "--seed", 1, "--html", target)
+    assert ended.exit_code == 1
+    text = target.read_text("utf-8")
+    assert "CHANGED" in text
+    assert "RB104" in text
+    assert 'aria-label="h.1.attn.z: ' in text
+
+
+@pytest.mark.parametrize(
+    "command", [("verify",), ("diff", "bundled", "bundled"), ("profile",)]
+)
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     command, tmp_path, capsys
 ):

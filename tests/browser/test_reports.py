@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from recon.report.html import audit_html, verification_html
+from recon.report.html import (
+    audit_html,
+    baseline_html,
+    profile_html,
+    verification_html,
+)
 from tests import made_up
 
 playwright = pytest.importorskip(
@@ -76,6 +81,10 @@ def verified(*damaged, depth=4):
     return verification_html(report, model="random:tiny", source="a prompt")
 
 
+def profiled(report):
+    return profile_html(report, model="random:tiny", source="a prompt")
+
+
 def test_a_click_on_a_cell_opens_what_was_found_there_and_escape_closes_it(opened):
     tab = opened(verified((2, "z")))
     tab.click("button.diverged")
@@ -115,7 +124,12 @@ def test_hovering_says_the_numbers(opened):
 
 @pytest.mark.parametrize("width", [360, 800])
 def test_a_narrow_screen_scrolls_the_map_and_not_the_page(opened, width):
-    for text in (verified(depth=48), audit_html(made_up.audit(12, "x" * 90 + "{}"))):
+    for text in (
+        verified(depth=48),
+        audit_html(made_up.audit(12, "x" * 90 + "{}")),
+        profiled(made_up.profile(48, "x" * 90)),
+        baseline_html(made_up.baseline(48, 3)),
+    ):
         tab = opened(text, width=width)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -175,3 +189,37 @@ def test_a_name_that_is_a_script_does_not_run(opened):
     tab.click("button.cell >> nth=0")
     assert "hacked" not in tab.title()
     assert "<img" in tab.locator("dialog").inner_text()
+
+
+def test_the_map_of_a_profile_opens_the_bytes_of_a_place(opened):
+    tab = opened(profiled(made_up.profile(4, "hooks.kept[1]")))
+    tab.click("button.excess >> nth=1")
+    dialog = tab.locator("dialog")
+    assert "h.1.attn.z" in dialog.inner_text()
+    assert "1,024 bytes" in dialog.inner_text()
+    tab.keyboard.press("Escape")
+    tab.keyboard.press("ArrowDown")
+    assert tab.inner_text("#says").startswith("h.2.attn.z")
+
+
+def test_the_map_of_a_baseline_opens_how_far_a_site_moved(opened):
+    tab = opened(baseline_html(made_up.baseline(4, 2)))
+    tab.focus("button.changed")
+    tab.keyboard.press("Enter")
+    said = tab.locator("dialog").inner_text()
+    assert "h.2.mlp.post" in said
+    assert "its inputs moved" in said
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_kind_of_cell_is_readable(opened, scheme):
+    for text, kinds in (
+        (profiled(made_up.profile(2)), ("needed", "excess")),
+        (baseline_html(made_up.baseline(3, 2)), ("equal", "follows", "changed")),
+    ):
+        tab = opened(text, scheme=scheme)
+        for kind in kinds:
+            ink, ground = tab.locator(f"button.{kind}").first.evaluate(
+                "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+            )
+            assert contrast(ink, ground) >= 4.5, (kind, ink, ground)

@@ -18,6 +18,7 @@ from recon.cli.options import (
     Attn,
     Device,
     Dtype,
+    Html,
     InputIds,
     Json,
     ModelOption,
@@ -191,6 +192,7 @@ def check(
         ),
     ] = None,
     json: Json = None,
+    html: Html = None,
     junit: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="Write JUnit XML.")
     ] = None,
@@ -210,7 +212,7 @@ def check(
 
     Exit codes: 0 equal, rounding or accepted, 1 findings, 2 bad usage or input.
     """
-    outputs = {"--json": json, "--junit": junit, "--sarif": sarif}
+    outputs = {"--json": json, "--html": html, "--junit": junit, "--sarif": sarif}
     streams.require_distinct(outputs)
     silence_libraries()
     from recon.baseline import files
@@ -251,6 +253,7 @@ def _accept(report: BaselineReport, *, quiet: bool) -> bool:
 def _show(report: BaselineReport, outputs: Mapping[str, str | None]) -> None:
     from recon.baseline.files import lines_of
     from recon.report.baseline import commands, render
+    from recon.report.html import baseline_html
     from recon.report.json import baseline_text
     from recon.report.junit import baseline_junit_text
     from recon.report.sarif import baseline_sarif_text
@@ -266,6 +269,7 @@ def _show(report: BaselineReport, outputs: Mapping[str, str | None]) -> None:
             print(command, file=sys.stderr if quiet else sys.stdout, flush=True)
     texts = {
         "--json": lambda: baseline_text(report),
+        "--html": lambda: baseline_html(report, again=streams.command_line()),
         "--junit": lambda: baseline_junit_text(report, lines),
         "--sarif": lambda: baseline_sarif_text(report, lines),
     }

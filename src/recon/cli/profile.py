@@ -16,6 +16,7 @@ from recon.cli.ending import CLEAN, FINDINGS, Traceback
 from recon.cli.options import (
     Attention,
     Device,
+    Html,
     InputIds,
     Json,
     ModelArgument,
@@ -62,6 +63,7 @@ def command(
     device: Device = "cpu",
     seed: Seed = 0,
     json: Json = None,
+    html: Html = None,
     plot: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +80,7 @@ def command(
     """
     if text is not None and input_ids is not None:
         raise UsageError("give one of --text and --input-ids")
-    streams.require_writable(json)
+    streams.require_distinct({"--json": json, "--html": html, "--plot": plot})
     kind = _picture_kind(plot)
     silence_libraries()
     with redirect_stdout(sys.stderr), _function(target) as function:
@@ -86,6 +88,12 @@ def command(
         batch = _batch(loaded, text, input_ids, seed)
         found = _profile(loaded, batch, function, target, Rounds(rounds, leak_rounds))
     _show(found, loaded.name, batch.source, json)
+    if html is not None:
+        from recon.report.html import profile_html
+
+        again = streams.command_line()
+        page = profile_html(found, model=loaded.name, source=batch.source, again=again)
+        streams.write(page, html, "--html")
     if plot is not None and kind is not None:
         from recon.report.plot import profile_picture
 
@@ -101,7 +109,6 @@ def _picture_kind(plot: str | None) -> str | None:
     if kind not in FORMATS:
         expected = " or ".join(f".{one}" for one in FORMATS)
         raise UsageError(f"--plot {plot}: expected a file that ends in {expected}")
-    streams.require_writable(plot, "--plot")
     return kind
 
 

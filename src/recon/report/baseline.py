@@ -58,17 +58,20 @@ def render_recorded(file: str, baseline: Baseline) -> RenderableType:
 
 
 def _head(report: BaselineReport) -> Table:
-    rows = [
+    notes = report.notes[:MANY]
+    said = [("note" if not i else "", one) for i, one in enumerate(notes)]
+    return listed([*circumstances(report), *said])
+
+
+def circumstances(report: BaselineReport) -> list[tuple[str, str]]:
+    """Return what was recorded and what was checked, as names with values."""
+    return [
         ("baseline", visible(report.file)),
         ("model", visible(report.now.model.name)),
         ("inputs", _inputs(report.then)),
         ("recorded", _setting(report.then.environment)),
         ("checked", _setting(report.now.environment)),
     ]
-    rows += [
-        ("note" if not i else "", one) for i, one in enumerate(report.notes[:MANY])
-    ]
-    return listed(rows)
 
 
 def _inputs(baseline: Baseline) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 from recon.report.bytes import by_part
 from recon.report.foreign import visible
 from recon.report.terminal import MAX_SHOWN, listed
-from recon.report.words import short
+from recon.report.words import installed, short
 
 if TYPE_CHECKING:
     from recon.profiling.leaks import Slope
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     from recon.profiling.timing import Ratio
 
 
+TIMES = ("time", "median", "quartiles", "ratio", "95% interval", "")
+TAPS = ("hooks on", "firings", "in all")
+
+
 def render(
     profile: Profile, *, model: str, source: str, console: Console
 ) -> RenderableType:
     """Lay a profile out for ``console``."""
-    parts: list[RenderableType] = [_header(profile, model, source), Text("")]
+    head = listed(circumstances(profile, model, source))
+    parts: list[RenderableType] = [head, Text("")]
     parts += [_times(profile), Text(""), *_hooks(profile), _kept(profile), Text("")]
-    parts += [_facts(profile), *_findings(profile), Text(""), _verdict(profile)]
+    parts += [listed(facts(profile)), *_findings(profile), Text(""), _verdict(profile)]
     return Group(*parts)
 
 
-def _header(profile: Profile, model: str, source: str) -> Table:
+def circumstances(profile: Profile, model: str, source: str) -> list[tuple[str, str]]:
+    """Return what was profiled, on what, and where, as names with values."""
     env = profile.environment
     mode = "train mode, dropout on" if env.training else "eval mode"
     size = " x ".join(map(str, profile.shape))
-    return listed(
-        [
-            ("profiled", visible(profile.target)),
-            ("model", f"{model} ({env.architecture}, {profile.depth} blocks)"),
-            ("inputs", f"{source}: {size} tokens"),
-            ("run", f"{short(env.dtype)}, {env.attention} attention, {mode}"),
-            (
-                "environment",
-                f"torch {env.torch}, transformers {env.transformers}, "
-                f"{env.device}, {env.threads} threads",
-            ),
-        ]
-    )
+    return [
+        ("profiled", visible(profile.target)),
+        ("model", f"{model} ({env.architecture}, {profile.depth} blocks)"),
+        ("inputs", f"{source}: {size} tokens"),
+        ("run", f"{short(env.dtype)}, {env.attention} attention, {mode}"),
+        ("environment", installed(env)),
+    ]
 
 
 def _table(*columns: str) -> Table:
@@ -59,18 +59,25 @@ def _table(*columns: str) -> Table:
 
 
 def _times(profile: Profile) -> Table:
-    table = _table("time", "median", "quartiles", "ratio", "95% interval", "")
-    for one in profile.times:
-        quartiles = " - ".join(f"{q * 1e3:.2f}" for q in one.quartiles)
-        table.add_row(
+    table = _table(*TIMES)
+    for row in times(profile):
+        table.add_row(*row)
+    return table
+
+
+def times(profile: Profile) -> list[tuple[str, ...]]:
+    """Return a row for each thing that was timed, under the headings of ``TIMES``."""
+    return [
+        (
             visible(one.name),
             f"{one.seconds * 1e3:.2f} ms",
-            quartiles,
+            " - ".join(f"{q * 1e3:.2f}" for q in one.quartiles),
             f"{one.ratio:.3f}",
             f"{one.low:.3f} - {one.high:.3f}",
             _telling(one, profile),
         )
-    return table
+        for one in profile.times
+    ]
 
 
 def _telling(one: Ratio, profile: Profile) -> str:
@@ -84,12 +91,23 @@ def _hooks(profile: Profile) -> Iterator[RenderableType]:
     """Say what hooks cost, dearest first, where they are recon's."""
     if not profile.taps:
         return
-    table = _table("hooks on", "firings", "in all")
-    for tap in profile.taps:
-        place = f"{tap.place} ({', '.join(tap.sites)})"
-        table.add_row(place, str(tap.firings), _micro(tap.seconds))
+    table = _table(*TAPS)
+    for row in taps(profile):
+        table.add_row(*row)
     yield table
     yield Text("")
+
+
+def taps(profile: Profile) -> list[tuple[str, ...]]:
+    """Return a row for each hook, under the headings of ``TAPS``, dearest first."""
+    return [
+        (
+            f"{tap.place} ({', '.join(tap.sites)})",
+            str(tap.firings),
+            _micro(tap.seconds),
+        )
+        for tap in profile.taps
+    ]
 
 
 def _micro(seconds: float) -> str:
@@ -105,9 +123,10 @@ def _kept(profile: Profile) -> Table:
     return table
 
 
-def _facts(profile: Profile) -> Table:
+def facts(profile: Profile) -> list[tuple[str, str]]:
+    """Return what was measured besides the tables, as names with values."""
     memory, watch = profile.memory, profile.watch
-    rows: list[tuple[str, str | Text]] = [
+    rows = [
         ("noise", _noise(profile)),
         ("hooks", _per_hook(profile)),
         (
@@ -130,7 +149,7 @@ def _facts(profile: Profile) -> Table:
         ),
     ]
     rows += [("note" if not i else "", visible(n)) for i, n in enumerate(profile.notes)]
-    return listed(rows)
+    return rows
 
 
 def _noise(profile: Profile) -> str:
@@ -190,11 +209,14 @@ def _findings(profile: Profile) -> Iterable[RenderableType]:
 
 
 def _verdict(profile: Profile) -> Text:
+    verdict, words = verdict_words(profile)
+    style = "bold green" if profile.verdict == "clean" else "bold red"
+    return Text.assemble((verdict, style), f": {words}")
+
+
+def verdict_words(profile: Profile) -> tuple[str, str]:
+    """Return the verdict, and in words what came back or stayed."""
     if profile.verdict == "clean":
-        return Text.assemble(
-            ("CLEAN", "bold green"), ": what was captured came back, and every hook"
-        )
+        return "CLEAN", "what was captured came back, and every hook"
     count = len(profile.findings)
-    return Text.assemble(
-        ("LEAKS", "bold red"), f": {count} thing{'s' * (count != 1)} stayed"
-    )
+    return "LEAKS", f"{count} thing{'s' * (count != 1)} stayed"

@@ -15,6 +15,16 @@ MARKS = {
     "right": "✓",
     "wrong": "✗",
     "unclaimed": "·",
+    "equal": "✓",
+    "follows": "→",
+    "weights": "w",
+    "changed": "✗",
+    "unproven": "?",
+    "vanished": "∅",
+    "appeared": "+",
+    "needed": "✓",
+    "excess": "!",
+    "shared": "=",
 }
 
 
