@@ -48,6 +48,15 @@ class Report:
             raise ReconciliationError(self.failures)
         return self
 
+    def __repr__(self) -> str:
+        count, first = len(self.failures), ""
+        if self.failures:
+            first = f", {count} fail, first {self.failures[0].site}"
+        return (
+            f"Report({self.verdict}, {len(self.checks)} checks{first}; "
+            f"levels {', '.join(self.levels)})"
+        )
+
     def __bool__(self) -> NoReturn:
         raise TypeError(
             "a report is neither true nor false: call report.check(), or read "

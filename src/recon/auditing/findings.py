@@ -90,6 +90,14 @@ class AuditReport:
             raise AuditError(self.counting)
         return self
 
+    def __repr__(self) -> str:
+        found = ", ".join(dict.fromkeys(f.rule.code for f in self.findings))
+        codes = f" ({found})" if found else ""
+        return (
+            f"AuditReport({self.verdict}, {len(self.findings)} findings{codes}, "
+            f"{len(self.tensors)} tensors of {self.target!r})"
+        )
+
     def __bool__(self) -> NoReturn:
         raise TypeError(
             "a report is neither true nor false: call report.check(), or read "

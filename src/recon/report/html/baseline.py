@@ -137,9 +137,12 @@ def _figures(site: Site) -> str:
 def _growth(report: BaselineReport, moved: Mapping[str, Moved]) -> Chart | None:
     """Draw how far the residual stream moved, where it is among the sites."""
     values = [
-        (name, moved[name].distance if name in moved else 0.0)
+        (
+            name.removesuffix(".resid_post"),
+            moved[name].distance if name in moved else 0.0,
+        )
         for name in report.now.sites
         if name.endswith("resid_post") or name == "embed"
     ]
     title = "Relative distance of the residual stream from the baseline, by depth"
-    return chart(title, values, across="site", up="distance")
+    return chart(title, values, across="block", up="distance")
