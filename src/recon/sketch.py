@@ -271,9 +271,11 @@ def _judged(
             return replace(blank, index=(row,), reason=reason)
         reason = "not finite, somewhere in the row"
         return replace(blank, verdict="diverged", index=(row,), reason=reason)
-    if biggest <= 1.0 and _may_overflow(y, size, bound, made, arithmetic):
+    sharp, top = (bound / size).amax().item(), size.amax().item()
+    # No element, and no bound, is larger than this times what the margin multiplies.
+    near = not top * (2 + _margin(made) * sharp) < torch.finfo(arithmetic.store).max
+    if near and biggest <= 1.0 and _may_overflow(y, bound, made, arithmetic):
         return replace(blank, reason="no finite bound: the results may overflow")
-    sharp = (bound / size).amax().item()
     if not math.isfinite(sharp):
         if not bool(bound.isfinite().all()):
             return replace(blank, reason="too large for the norms of the sketch")
@@ -291,22 +293,23 @@ def _judged(
 
 def _may_overflow(
     y: Float[Tensor, "rows out"],
-    size: Float[Tensor, " rows"],
     bound: Float[Tensor, "blocks rows"],
     made: Projected,
     arithmetic: Arithmetic,
 ) -> bool:
-    """Whether an exact result may exceed the largest number, wherever it does so.
+    """Whether an exact result may exceed the largest number, wherever it does so."""
+    most = max(abs(end.item()) for end in y.aminmax())
+    far = _margin(made) * bound.amax().item()
+    return not most * (1 + 4 * arithmetic.u) + far < torch.finfo(arithmetic.store).max
 
-    The proven bound of an element is at most that of its block times sqrt(n+1)/L, once
-    for the weights that may be 1/2 and once for the gap from what was found.
+
+def _margin(made: Projected) -> float:
+    """Return how many bounds of its block an element's exact result may lie beyond it.
+
+    The proven bound is at most sqrt(n+1)/L times that of the block, once for weights
+    that may be 1/2 and once for the gap from what was found.
     """
-    terms = math.sqrt(made.into.shape[1] + 1)
-    far = 5 * max(1.0, terms / _LAMBDA) * bound.amax().item()
-    limit = (torch.finfo(arithmetic.store).max - far) / (1 + 4 * arithmetic.u)
-    if size.amax().item() < limit:
-        return False
-    return not max(abs(end.item()) for end in y.aminmax()) < limit
+    return 5 * max(1.0, math.sqrt(made.into.shape[1] + 1) / _LAMBDA)
 
 
 def _gap(
