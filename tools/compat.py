@@ -58,8 +58,8 @@ that a version does not have are skipped with that reason (`tests/versions.py`).
 
 The lower bounds in `pyproject.toml`, transformers {transformers} and torch {torch},
 are the lowest from which on everything passes; a test compares them with this table.
-Of torch only {torches} was tried: for {absent} the registries that were reached had
-no build for the CPU. `python -m tools.compat run TRANSFORMERS TORCH` tries a pair.
+Of torch only {torches} was tried ({absent} could not be installed there), so that its
+bound says no more. `python -m tools.compat run TRANSFORMERS TORCH` tries a pair.
 
 ## What a version does
 
