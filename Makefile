@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help compat baseline verify test test-fast test-browser docs property-deep peers bench tables lint format model clean
+.PHONY: help notebooks compat baseline verify test test-fast test-browser docs property-deep peers bench tables lint format model clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench: $(INSTALLED) ## answer the questions in bench/ with figures
 
 tables: $(INSTALLED) ## measure the error bounds again, into docs/numerics.md
 	$(BIN)/python -m tools.measure_bounds
+
+notebooks: $(INSTALLED) ## run the notebooks of docs/, and keep what they show
+	$(BIN)/python -m tools.notebooks
 
 baseline: $(INSTALLED) ## what moved since the baseline of the bundled model
 	$(BIN)/recon baseline check baselines/bundled.json

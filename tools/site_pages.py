@@ -23,6 +23,7 @@ def on_files(files: Files, config: Any) -> Files:
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
     made = {"cli.md": cli_page(), "api.md": api_page(), "layers.md": layers_page()}
     made |= {f"rules/{code}.md": text for code, text in rule_pages()}
+    made |= {f"notebooks/{name}.md": text for name, text in notebook_pages()}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files
@@ -98,6 +99,33 @@ def rule_pages() -> Iterator[tuple[str, str]]:
 
     for rule in RULES:
         yield rule.code, page(rule)
+
+
+# -- the notebooks ---------------------------------------------------------------
+
+
+def notebook_pages() -> Iterator[tuple[str, str]]:
+    """Yield each executed notebook's name with its cells and what they showed."""
+    import nbformat
+
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        parts = []
+        for cell in notebook.cells:
+            code = cell.cell_type == "code"
+            parts.append(f"```python\n{cell.source}\n```" if code else cell.source)
+            parts += [_shown(one) for one in cell.get("outputs", ())]
+        parts.append(f"[This page as a notebook]({path.name})")
+        yield path.stem, "\n\n".join(parts) + "\n"
+
+
+def _shown(output: Any) -> str:
+    """Return one output of a cell as Markdown: a picture, or text."""
+    held = output.get("data", {"text/plain": output.get("text", "")})
+    if (picture := held.get("image/png")) is not None:
+        words = held.get("text/plain", "a figure").strip("<>")
+        return f"![{words}](data:image/png;base64,{picture.replace(chr(10), '')})"
+    return f"```text\n{held['text/plain'].rstrip()}\n```"
 
 
 # -- the layers --------------------------------------------------------------------
