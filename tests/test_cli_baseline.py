@@ -218,6 +218,39 @@ def test_allow_bytes_sets_the_allowance(run, recorded):
     assert run("check", recorded, "--allow-bytes", "0.5")[0] == 0
 
 
+@pytest.fixture
+def timed(run):
+    """Record a baseline of random:tiny with its overhead."""
+    options = ["--model", TINY, "--input-ids", "ids.json", "--overhead"]
+    assert run("record", "b.json", *options)[0] == 0
+    return Path("b.json")
+
+
+def test_overhead_is_recorded_only_where_asked_for(run, timed):
+    found = files.read(timed).overhead
+    assert 0 < found.low <= found.ratio <= found.high
+    assert run("record", "c.json", "--model", TINY)[0] == 0
+    assert files.read(Path("c.json")).overhead is None
+
+
+def test_allow_overhead_sets_the_allowance(run, timed):
+    plain = json.loads(timed.read_text("utf-8"))
+    # So fast that no machine can be: whatever is measured now is slower.
+    plain["overhead"] |= {"ratio": 1e-6, "low": 1e-6, "high": 1e-6}
+    plain["digest"] = files.digest(plain)
+    timed.write_text(json.dumps(plain))
+    assert run("check", timed)[0] == 0
+    code, out, _ = run("check", timed, "--allow-overhead", "0")
+    assert (code, "more-time" in out) == (1, True)
+    assert run("check", timed, "--allow-overhead", "1e12")[0] == 0
+
+
+def test_overhead_that_was_not_recorded_cannot_be_allowed_for(run, recorded):
+    code, out, err = run("check", recorded, "--allow-overhead", "0.5")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "record it anew with --overhead" in err
+
+
 # -- for machines --------------------------------------------------------------------
 
 
