@@ -316,14 +316,20 @@ def test_a_piece_must_be_the_one_that_its_name_says(model, name, take, rule):
     assert {one.rule.name for one in told if one.severity != "note"} == {rule} - {""}
 
 
-def test_a_pass_on_other_embeddings_is_another_run(model):
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda t: t * 2, "in a pass on 2 times the tokens' embeddings"),
+        (lambda t: t + t.flip(-1), "in a pass on embeddings that are not the tokens'"),
+    ],
+)
+def test_a_pass_on_other_embeddings_is_another_run(model, edit, words):
     def capture(model, input_ids):
-        embeddings = model.transformer.wte(input_ids) * 2
+        embeddings = edit(model.transformer.wte(input_ids))
         with torch.no_grad():
             out = model(inputs_embeds=embeddings, output_hidden_states=True)
         return {"hidden_states": out.hidden_states}
 
-    words = "in a pass on 2 times the tokens' embeddings"
     assert words in found(capture, model)["other-run"].message
 
 

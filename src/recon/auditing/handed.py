@@ -52,8 +52,9 @@ def _other_embeddings(trace: Trace, call: Call) -> str:
     if given.shape != known.shape:
         return "embeddings of other tokens"
     factor = float((given * known).sum() / (known * known).sum())
-    times = f"{factor:.6g} times " if alike(given, factor * known) else "other than "
-    return f"{times}the tokens' embeddings"
+    if alike(given, factor * known):
+        return f"{factor:.6g} times the tokens' embeddings"
+    return "embeddings that are not the tokens'"
 
 
 def _other_mask(trace: Trace, call: Call) -> bool:
