@@ -31,7 +31,7 @@ LAYERS = (
     "facts",
     "ops",
     "sites  files  prompts",
-    "errors",
+    "errors  display",
 )
 # Needed by type checkers alone, and not run: (who, whom).
 TYPES_ONLY = {("errors", "compare")}

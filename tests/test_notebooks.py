@@ -24,6 +24,22 @@ def test_a_notebook_holds_what_it_showed_and_nothing_of_the_machine(path):
     assert "site-packages" not in path.read_text("utf-8")
 
 
+def test_the_notebooks_show_reports_traces_and_findings_as_html():
+    outputs = [
+        output["data"]
+        for path in PATHS
+        for cell in nbformat.read(path, 4).cells
+        for output in cell.get("outputs", ())
+        if "data" in output
+    ]
+    drawn = {
+        data["text/plain"].split("(")[0] for data in outputs if "text/html" in data
+    }
+    assert drawn == {"Trace", "Report", "AuditReport", "Finding"}
+    for data in outputs:
+        assert data.get("text/html", "<div class").startswith("<div class")
+
+
 @pytest.fixture
 def ran(monkeypatch, tmp_path):
     """Run a notebook of one cell, with an output put in place of its execution."""

@@ -120,11 +120,13 @@ def notebook_pages() -> Iterator[tuple[str, str]]:
 
 
 def _shown(output: Any) -> str:
-    """Return one output of a cell as Markdown: a picture, or text."""
+    """Return one output of a cell as Markdown: a picture, HTML, or text."""
     held = output.get("data", {"text/plain": output.get("text", "")})
     if (picture := held.get("image/png")) is not None:
         words = held.get("text/plain", "a figure").strip("<>")
         return f"![{words}](data:image/png;base64,{picture.replace(chr(10), '')})"
+    if (fragment := held.get("text/html")) is not None:
+        return str(fragment).strip()
     return f"```text\n{held['text/plain'].rstrip()}\n```"
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from recon.display import Displayed
+
 if TYPE_CHECKING:
     from recon.auditing.findings import AuditError as AuditError
     from recon.auditing.findings import AuditReport as AuditReport
@@ -109,6 +111,16 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"recon.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _fragment(thing: object) -> str:
+    """Return what a notebook shows of an object; what draws it is imported now."""
+    from recon.report.html.fragments import fragment
+
+    return fragment(thing)
+
+
+Displayed.draws = staticmethod(_fragment)
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from recon.display import Displayed
 from recon.ops import kept
 
 Verdict: TypeAlias = Literal["exact", "rounding", "diverged", "missing", "unverified"]
@@ -28,7 +29,7 @@ _DROPOUT_CHANCE = 1e-12
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Displayed):
     """What one comparison found.
 
     ``max_abs`` is the largest absolute error, at ``index``; ``max_ulp`` the largest
@@ -80,6 +81,9 @@ class Check:
             f"{self.site}: off by {self.max_abs:.3g}{where}, {self.max_ulp} ulp, "
             f"allowed {allowed} ({self.identity}, {self.level})"
         )
+
+    def __repr__(self) -> str:
+        return f"Check({self.verdict}, {self.describe()})"
 
 
 def compare(

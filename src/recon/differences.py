@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recon.checks import NO_PROOF, Level
+from recon.display import Displayed
 from recon.errors import UsageError
 from recon.facts import Facts
 from recon.ops import Activation, Attention, LayerNorm
@@ -38,7 +39,7 @@ class Apart:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Displayed):
     """What two runs differ in, site by site in order of computation.
 
     ``other_computation`` says what the runs were asked for that is not the same, and
@@ -126,6 +127,9 @@ class Difference:
             if report.failures:
                 return f"{name}: {report.failures[0].describe()}"
         return "nothing was certified"
+
+    def __repr__(self) -> str:
+        return f"Difference({self.verdict}: {self.conclusion()})"
 
     def __bool__(self) -> NoReturn:
         raise TypeError("a difference is neither true nor false: read its verdict")

@@ -67,6 +67,10 @@ class Loaded:
         """Whether the weights are random, so that text means nothing to the model."""
         return self.name.startswith("random:")
 
+    def __repr__(self) -> str:
+        words = "with" if self.tokenizer is not None else "without"
+        return f"Loaded({self.name!r}, {type(self.model).__name__}, {words} tokenizer)"
+
 
 def load_model(
     name: str = BUNDLED,

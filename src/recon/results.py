@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
 from recon.compare import Check
+from recon.display import Displayed
 from recon.errors import ReconciliationError, UsageError
 from recon.facts import Environment
 from recon.trace import Trace
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Displayed):
     """What a verification found: the checks, shallowest first, and what to know.
 
     It cannot be used as a truth value: call ``check()``, which raises, or read

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recon import saving
+from recon.display import Displayed
 from recon.errors import CaptureError
 from recon.facts import Facts
 from recon.ops import Attention, Slice
@@ -42,7 +43,7 @@ def sources(wanted: Site) -> tuple[Site, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace(Mapping[Site | str, Tensor]):
+class Trace(Displayed, Mapping[Site | str, Tensor]):
     """The tensors of one forward pass, and the facts needed to check them.
 
     ``trace["h.3.attn.q"]`` accepts every vocabulary's names. q, k and v are views of

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NoReturn, TypeAlias
 
 from recon.auditing.rules import Rule, Severity
+from recon.display import Displayed
 from recon.errors import ReconError
 from recon.facts import Environment
 
@@ -14,7 +15,7 @@ Status: TypeAlias = Literal["right", "wrong", "unclaimed"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Displayed):
     """One cause, told once: the rule, the places where it shows, and the evidence.
 
     ``places`` are the names of the tensors (or modules) concerned, as the code names
@@ -35,6 +36,9 @@ class Finding:
     traceback: str = ""
     evidence: Mapping[str, float | int | str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Finding({self.rule.code} {self.rule.name}, {self.message!r})"
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -54,7 +58,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(Displayed):
     """What an audit found: findings, cause first, and every tensor of the first run.
 
     It cannot be used as a truth value: call ``check()``, which raises, or read

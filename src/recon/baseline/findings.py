@@ -7,6 +7,7 @@ from typing import Literal, NoReturn, TypeAlias
 
 from recon.auditing.rules import Rule
 from recon.baseline.document import Baseline
+from recon.display import Displayed
 from recon.errors import ReconError
 
 Kind: TypeAlias = Literal["rounding", "follows", "weights", "changed", "unproven"]
@@ -127,16 +128,19 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Displayed):
     """One cause, told once: the rule, the first place, and all others."""
 
     rule: Rule
     message: str
     places: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"Finding({self.rule.code} {self.rule.name}, {self.message!r})"
+
 
 @dataclass(frozen=True)
-class BaselineReport:
+class BaselineReport(Displayed):
     """What moved since a baseline was recorded, first changed site first.
 
     It cannot be used as a truth value: call ``check()``, which raises, or read
@@ -185,6 +189,9 @@ class BaselineReport:
         if self.findings:
             raise BaselineError(self)
         return self
+
+    def __repr__(self) -> str:
+        return f"BaselineReport({self.verdict}, {self.file!r}: {self.conclusion()})"
 
     def __bool__(self) -> NoReturn:
         raise TypeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
+from recon.display import Displayed
 from recon.errors import LeakError
 from recon.facts import Environment
 from recon.profiling.hooks import HookCost, TapCost
@@ -30,7 +31,7 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Displayed):
     """What capture costs in time and memory, and whether the memory comes back.
 
     ``times`` begins with the bare pass, against which all are compared, and that again,
@@ -83,6 +84,13 @@ class Profile:
         if self.findings:
             raise LeakError(self.findings)
         return self
+
+    def __repr__(self) -> str:
+        return (
+            f"Profile({self.verdict}, {self.target!r} of {self.model!r}: "
+            f"{self.overhead.ratio:.3f} of the bare pass, {self.memory.held:,} bytes, "
+            f"{len(self.findings)} findings)"
+        )
 
     def __bool__(self) -> NoReturn:
         raise TypeError(

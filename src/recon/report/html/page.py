@@ -50,6 +50,10 @@ def _templates() -> Environment:
 
 def page(template: str, head: Head, **content: object) -> str:
     """Return a whole page; every string in it is escaped by the template."""
-    text = _templates().get_template(f"{template}.html.j2")
     again = visible(head.again)
-    return text.render(head=head, again=again, version=__version__, **content)
+    return render(template, head=head, again=again, version=__version__, **content)
+
+
+def render(template: str, **content: object) -> str:
+    """Fill a template in; every string is escaped."""
+    return _templates().get_template(f"{template}.html.j2").render(**content)
