@@ -5,7 +5,6 @@ mkdocs calls ``on_files`` (mkdocs.yml, hooks); nothing is written into docs/.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that the code makes."""
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
     made = {"cli.md": cli_page(), "api.md": api_page(), "layers.md": layers_page()}
+    made["contributing.md"] = contributing_page()
     made |= {f"rules/{code}.md": text for code, text in rule_pages()}
     made |= {f"notebooks/{name}.md": text for name, text in notebook_pages()}
     for path, text in made.items():
@@ -130,24 +130,31 @@ def _shown(output: Any) -> str:
     return f"```text\n{held['text/plain'].rstrip()}\n```"
 
 
+# -- contributing ------------------------------------------------------------------
+
+
+def contributing_page() -> str:
+    """Return CONTRIBUTING.md, with its links seen from here."""
+    return (ROOT / "CONTRIBUTING.md").read_text("utf-8").replace("](docs/", "](")
+
+
 # -- the layers --------------------------------------------------------------------
 
 
 def layers_page() -> str:
     """Return the layers, top down, with what each module imports, read off the code."""
-    from tests.test_layers import LAYERS, imported, internal
+    from tests.test_layers import LAYERS
+    from tools.layer_diagram import diagram, imports
 
-    used: dict[str, set[str]] = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        inside = path.relative_to(SOURCE)
-        module, package = inside.with_suffix("").parts[0], ("recon", *inside.parts[:-1])
-        names = imported(ast.parse(path.read_text("utf-8")), package)
-        used.setdefault(module, set()).update(set(internal(names)) - {module})
+    used = imports(SOURCE)
     lines = [
         "# Layers",
         "",
-        "Each row is a layer: its modules import from rows below only. The table is",
-        "read off the imports when this page is built.",
+        "Each row is a layer: its modules import from rows below only. Picture and",
+        "table are read off the imports when this page is built. A line that others",
+        "imply is left out of the picture.",
+        "",
+        diagram(used, LAYERS),
         "",
         "| module | imports |",
         "|---|---|",
