@@ -382,3 +382,60 @@ def test_a_difference_of_runs_that_part_is_told(make_model, make_ids):
     text = difference_html(recon.diff(first, other, names=("<a>", "b")))
     assert "DIVERGED" in text
     assert "&lt;a&gt;" in text
+
+
+@pytest.fixture
+def wrong_at_one_place(make_model, make_ids):
+    """Two runs, of which the second was edited where block 1 puts its MLP in."""
+    from recon.verification import record
+
+    model, ids = make_model(), make_ids()
+    first = record(model, ids)
+    with model.transformer.h[1].mlp.register_forward_hook(lambda m, a, out: out * 1.01):
+        return recon.diff(first, record(model, ids))
+
+
+def test_the_map_of_a_difference_marks_what_is_wrong_and_what_only_differs(
+    wrong_at_one_place,
+):
+    page = Page(difference_html(wrong_at_one_place))
+    kinds = {c["data-label"].split(":")[0]: c["class"].split()[1] for c in page.cells()}
+    assert kinds["h.1.mlp_out"] == "equal"
+    assert kinds["h.1.resid_post"] == "diverged"
+    assert kinds["h.2.ln_1"] == kinds["logits"] == "apart"
+    assert len(kinds) == len(wrong_at_one_place.sites)
+
+
+def test_a_cell_of_a_difference_opens_both_runs_checks_there(wrong_at_one_place):
+    details = Page(difference_html(wrong_at_one_place)).details
+    (wrong,) = [d for d in details if d["title"] == "h.1.resid_post"]
+    assert wrong["law"] == LAWS["resid_post"]
+    headings = [section["heading"] for section in wrong["sections"]]
+    assert headings == [
+        "h.1.resid_post, between the runs",
+        "A: certify",
+        "B: certify",
+    ]
+    said = [dict(section["rows"]) for section in wrong["sections"]]
+    assert float(said[0]["largest difference"]) > 0
+    assert [run["verdict"] for run in said[1:]] == ["rounding", "diverged"]
+    assert "worst element" in said[2]
+
+
+def test_two_runs_that_are_right_differ_by_rounding_on_the_map(make_model, make_ids):
+    from recon.verification import record
+
+    ids = make_ids()
+    other = make_model(attention="sdpa")
+    found = recon.diff(record(make_model(), ids), record(other, ids))
+    kinds = {c["class"].split()[1] for c in Page(difference_html(found)).cells()}
+    assert found.verdict in ("rounding", "equal")
+    assert kinds <= {"equal", "rounding"}
+
+
+def test_a_place_that_is_its_own_site_in_another_form_is_not_said_to_be_another():
+    found = made_up.audit(1)
+    same = replace(found.findings[0], found=found.findings[0].sites)
+    text = audit_html(replace(found, findings=(same,)))
+    assert "should be h.0.resid_post</li>" in text
+    assert "should be h.0.resid_post, is h.0.mlp_out</li>" in audit_html(found)

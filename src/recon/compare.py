@@ -78,7 +78,7 @@ class Check(Displayed):
                 f"most {self.max_abs:.3g} ({self.identity}, {self.level})"
             )
         return (
-            f"{self.site}: off by {self.max_abs:.3g}{where}, {self.max_ulp} ulp, "
+            f"{self.site}: off by {self.max_abs:.3g}{where}, {self.max_ulp:,} ulp, "
             f"allowed {allowed} ({self.identity}, {self.level})"
         )
 

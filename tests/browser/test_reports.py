@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
+import recon
 from recon.report.html import (
     audit_html,
     baseline_html,
@@ -132,6 +134,26 @@ def test_a_narrow_screen_scrolls_the_map_and_not_the_page(opened, width):
     ):
         tab = opened(text, width=width)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_a_map_of_thirteen_places_needs_no_scrolling(opened):
+    loaded = recon.load_model("random:tiny")
+    ids = torch.tensor([[1, 2, 3, 4]])
+    report = recon.verify(loaded.model, ids)
+    text = verification_html(report, model=loaded.name, source="four tokens")
+    tab = opened(text, width=390)
+    assert tab.locator(".map thead th").count() == 14
+    box = "document.querySelector('.map .scroll')"
+    assert tab.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
+
+
+def test_on_a_phone_the_words_of_a_chart_are_as_large_as_elsewhere(opened):
+    text = verified(depth=12)
+    heights = [
+        opened(text, width=width).locator("svg .tick").first.bounding_box()["height"]
+        for width in (390, 1200)
+    ]
+    assert heights[0] >= 0.8 * heights[1]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

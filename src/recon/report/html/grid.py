@@ -16,6 +16,7 @@ MARKS = {
     "wrong": "✗",
     "unclaimed": "·",
     "equal": "✓",
+    "apart": "≠",
     "follows": "→",
     "weights": "w",
     "changed": "✗",

@@ -9,7 +9,8 @@ from recon.compare import Check
 from recon.report.columns import cells_of, columns, place, worst
 from recon.report.foreign import visible
 from recon.report.html.chart import Chart, chart
-from recon.report.html.grid import Cell, Detail, Line, Map, Section, drawn
+from recon.report.html.checks import figure, section
+from recon.report.html.grid import Cell, Detail, Line, Map, drawn
 from recon.report.html.laws import law
 from recon.report.html.page import Head, page
 from recon.report.words import circumstances, facts, verdict_words, word
@@ -97,30 +98,10 @@ def _cell(block: str, name: str, checks: Sequence[Check]) -> Cell | None:
             law="; ".join(
                 filter(None, dict.fromkeys(law(check.identity) for check in checks))
             ),
-            sections=tuple(_section(check) for check in checks),
+            sections=tuple(section(check) for check in checks),
             advice=_ADVICE[gravest.verdict],
         ),
     )
-
-
-def _section(check: Check) -> Section:
-    rows = [
-        ("verdict", check.verdict),
-        ("reason", check.reason),
-        ("largest error", _figure(check.max_abs)),
-        ("in ulp", "" if check.max_ulp is None else f"{check.max_ulp:,}"),
-        ("worst element", "" if check.index is None else str(list(check.index))),
-        ("allowed there", _figure(check.allowed)),
-        ("error / bound", _figure(check.bound_ratio)),
-        ("sharpness", _figure(check.sharpness)),
-        ("rows left out", str(check.excluded or "")),
-    ]
-    kept = tuple((name, said) for name, said in rows if said)
-    return Section(f"{check.site}, {check.identity}, level {check.level}", kept)
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def _row(check: Check) -> tuple[str, ...]:
@@ -129,10 +110,10 @@ def _row(check: Check) -> tuple[str, ...]:
         check.identity,
         check.level,
         check.verdict,
-        _figure(check.max_abs),
+        figure(check.max_abs),
         "" if check.max_ulp is None else str(check.max_ulp),
-        _figure(check.bound_ratio),
-        _figure(check.sharpness),
+        figure(check.bound_ratio),
+        figure(check.sharpness),
         check.reason,
     )
 
