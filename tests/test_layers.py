@@ -24,7 +24,7 @@ LAYERS = (
     "models  loading  checks  results",
     "gpt2  recorder  ledger  replay  certify  sketch  census",
     "compare",
-    "activations",
+    "activations  projection",
     "rounding",
     "plan  trace  storage",
     "saving",

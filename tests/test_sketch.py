@@ -49,13 +49,13 @@ def wide(make_model, make_ids):
 def projections(monkeypatch):
     """Count how often a weight is projected."""
     made = []
-    project = sketching._project
+    project = sketching.project
 
     def counted(op, *others):
         made.append(op)
         return project(op, *others)
 
-    monkeypatch.setattr(sketching, "_project", counted)
+    monkeypatch.setattr(sketching, "project", counted)
     return made
 
 
@@ -143,7 +143,7 @@ def test_the_stated_sharpness_holds_wherever_the_fault_strikes(wide, seed):
     assert found.verdict == "diverged"
     row, column = found.index
     assert row == index[0] * tensor.shape[1] + index[1]
-    assert column <= index[2] < column + sketching._BLOCK
+    assert column <= index[2] < column + sketching.BLOCK
 
 
 def with_output(trace, place, **changed):
@@ -171,7 +171,7 @@ def swapped(trace, one, other):
 
 def test_two_swapped_columns_of_different_blocks_are_caught(wide):
     for seed in range(10):
-        wrong = swapped(wide[1], 3, 3 + sketching._BLOCK)
+        wrong = swapped(wide[1], 3, 3 + sketching.BLOCK)
         assert failing(wrong, Sketcher(seed)) == ["h.1.mlp.pre"]
 
 
@@ -258,7 +258,7 @@ def test_under_autocast_the_sketch_computes_as_ever(make_model, ids, stream):
 def test_where_float32_products_are_made_cheaper_the_sketch_adds_in_float64(wide):
     torch.set_float32_matmul_precision("medium")
     try:
-        sums = sketching._sums(Arithmetic(torch.float32), torch.device("cpu"))
+        sums = sketching.sums_in(Arithmetic(torch.float32), torch.device("cpu"))
         found = failing(wide[1])
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -21,8 +21,7 @@ from recon.recorder import never_ran
 from recon.replay import check as replayed
 from recon.rounding import Form
 from recon.sites import Site
-from recon.sketch import Sketcher
-from recon.sketch import check as sketched
+from recon.sketch import Sketcher, sketch
 from recon.trace import Trace
 
 Level: TypeAlias = Literal["ledger", "sketch", "replay", "certify"]
@@ -92,11 +91,13 @@ def identity_checks(
     trace: Trace, identities: Iterable[Identity], levels: Levels
 ) -> Iterator[Placed]:
     """Check local identities at each level asked for."""
+    identities = list(identities)
+    if "sketch" in levels.names:
+        linear = [i for i in identities if isinstance(i.op, Linear | Unembed)]
+        places = [identity.site.depth for identity in linear]
+        yield from zip(places, sketch(trace, linear, _SKETCHER), strict=True)
     for identity in identities:
         where = identity.site.depth
-        linear = isinstance(identity.op, Linear | Unembed)
-        if "sketch" in levels.names and linear:
-            yield where, sketched(trace, identity, _SKETCHER)
         if "replay" in levels.names:
             yield where, replayed(trace, identity)
         if "certify" in levels.names:
