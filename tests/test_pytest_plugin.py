@@ -243,6 +243,35 @@ def test_what_stays_after_a_test_is_an_error_of_it(run, tests, options):
     assert "KEPT" in text(result)
 
 
+def test_a_hook_on_a_model_that_goes_with_its_fixture_is_told(run):
+    result = run(
+        """
+def attach(model):
+    return model.transformer.h[0].register_forward_hook(lambda *seen: None)
+
+@pytest.fixture
+def hooked(model):
+    with attach(model):
+        yield model
+
+@pytest.mark.recon_no_leaks
+def test_leaves_one(model):
+    assert attach(model)
+
+@pytest.mark.recon_no_leaks
+def test_takes_it_off(model, request):
+    request.addfinalizer(attach(model).remove)
+
+@pytest.mark.recon_no_leaks
+def test_does_not_see_its_fixtures(hooked):
+    assert hooked.transformer.h[0]._forward_hooks
+"""
+    )
+    result.assert_outcomes(passed=3, errors=1)
+    assert "ERROR at teardown of test_leaves_one" in text(result)
+    assert "1 hook: GPT2LMHeadModel" in text(result)
+
+
 def test_without_being_asked_nothing_is_watched(run):
     run(PLAIN).assert_outcomes(passed=3)
 

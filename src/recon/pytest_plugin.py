@@ -276,11 +276,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """Fail a test after which something stays that was not there when it began."""
+    before = item.stash.get(_BEFORE, None)
+    # Held until its hooks are seen: many a model goes with the fixture that made it.
+    models = before.alive() if before else {}
     result = yield
-    if _BEFORE in item.stash:
+    if before:
         # The values of the fixtures: all of them have been torn down.
         getattr(item, "funcargs", {}).clear()
-        left = item.stash[_BEFORE].left()
+        hooks = before.hooks_left(models)
+        models.clear()
+        left = (*before.tensors_left(), *hooks)
         del item.stash[_BEFORE]
         if left:
             words = "\n".join(str(one) for one in left)

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any, Literal, NoReturn
 
-from torch import UntypedStorage, nn
+from torch import Tensor, UntypedStorage, nn
 
 from recon.census import Found, census, foreign
 from recon.profiling.holders import Holder, graph_holders, holders, written
 from recon.profiling.storages import (
     StorageLog,
-    live_modules,
+    live,
     live_tensors,
     storage_of,
     weights,
@@ -211,33 +211,45 @@ class Snapshot:
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
-        self._known = {id(s): weakref.ref(s) for s in _storages().values()}
+        tensors, modules = live(Tensor, nn.Module)
+        self._known = {id(s): weakref.ref(s) for s in _made(tensors, modules)}
         self._models = {
             name: weakref.ref(model)
-            for name, model in (models or _every_model()).items()
+            for name, model in (models or _roots(modules)).items()
         }
-        self._hooks = _hooks(self._alive())
+        self._hooks = _hooks(self.alive())
 
-    def _alive(self) -> dict[str, nn.Module]:
+    def alive(self) -> dict[str, nn.Module]:
+        """Return the models that are still there, by name."""
         found = ((name, model()) for name, model in self._models.items())
         return {name: model for name, model in found if model is not None}
 
     def left(self) -> tuple[Leak, ...]:
         """Return what is alive now and was not then, after garbage collection."""
-        gc.collect()
-        models = self._alive()
-        new = [s for key, s in _storages().items() if not self._knew(key, s)]
-        stayed = _named(new, models)
-        return (*_grouped(list(stayed.values())), *_new_hooks(models, self._hooks))
+        return (*self.tensors_left(), *self.hooks_left(self.alive()))
 
-    def _knew(self, key: int, storage: UntypedStorage) -> bool:
-        known = self._known.get(key)
+    def tensors_left(self) -> tuple[Leak, ...]:
+        """Return the tensors that were not there then, by who holds them."""
+        # A collection takes longer than the search, and only takes away.
+        if not self._new():
+            return ()
+        gc.collect()
+        return tuple(_grouped(list(_named(self._new(), self.alive()).values())))
+
+    def hooks_left(self, models: Mapping[str, nn.Module]) -> tuple[Leak, ...]:
+        """Return the hooks on models, by their names, that were not there then."""
+        return tuple(_new_hooks(models, self._hooks))
+
+    def _new(self) -> list[UntypedStorage]:
+        return [s for s in _made(*live(Tensor, nn.Module)) if not self._knew(s)]
+
+    def _knew(self, storage: UntypedStorage) -> bool:
+        known = self._known.get(id(storage))
         return known is not None and known() is storage
 
 
-def _every_model() -> dict[str, nn.Module]:
-    """Return every module of the process that is no other's child, by its class."""
-    modules = live_modules()
+def _roots(modules: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Return the modules that are no other's child, by their class."""
     children = {id(c) for module in modules for c in module._modules.values()}
     found: dict[str, nn.Module] = {}
     for module in (one for one in modules if id(one) not in children):
@@ -256,11 +268,15 @@ def snapshot(**models: nn.Module) -> Snapshot:
     return Snapshot(models)
 
 
-def _storages() -> dict[int, UntypedStorage]:
-    """Return the storages of all live tensors that are no weights, by id."""
-    own = {id(storage_of(tensor)) for tensor in weights(live_modules())}
-    found = (storage_of(tensor) for tensor in live_tensors())
-    return {id(s): s for s in found if s is not None and id(s) not in own}
+def _made(
+    tensors: Sequence[Tensor], modules: Sequence[nn.Module]
+) -> list[UntypedStorage]:
+    """Return the storages of tensors, each once, but those of the modules' weights."""
+    own = {id(storage_of(tensor)) for tensor in weights(modules)}
+    found = (storage_of(tensor) for tensor in tensors)
+    return list(
+        {id(s): s for s in found if s is not None and id(s) not in own}.values()
+    )
 
 
 # -- who holds it --------------------------------------------------------------------
