@@ -10,6 +10,7 @@ import pytest
 from recon import cli
 from recon.auditing.rules import RULES
 from recon.cli import completing
+from recon.report.rules import EVERY
 from recon.sites import all_sites, select
 
 BEGUN = {
@@ -19,6 +20,7 @@ BEGUN = {
     "a site of every block": ("recon capture --sites h.*.attn.pat", "h.*.attn.pattern"),
     "a site of one block": ("recon sites --sites h.7.mlp.pr", "h.7.mlp.pre"),
     "the code of a rule": ("recon explain RC10", "RC101"),
+    "a rule of baselines": ("recon explain hidden-states-m", "hidden-states-moved"),
     "the name of a rule": ("recon audit --ignore wrong-si", "wrong-site"),
 }
 
@@ -108,3 +110,9 @@ def test_every_site_is_offered_and_every_offer_is_a_site():
 
 def test_rules_are_offered_whatever_their_case():
     assert {code for code, _ in completing.rules("rc")} == {r.code for r in RULES}
+    assert {code for code, _ in completing.every_rule("r")} >= {r.code for r in EVERY}
+
+
+def test_an_audit_cannot_ignore_what_a_baseline_tells():
+    assert completing.rules("RB") == []
+    assert [code for code, _ in completing.every_rule("rb101")] == ["RB101"]

@@ -1,4 +1,4 @@
-"""The rules of an audit, their pages, and ``recon explain``."""
+"""The rules of audits and baselines, their pages, and ``recon explain``."""
 
 import json
 import re
@@ -8,12 +8,18 @@ import jsonschema
 import pytest
 
 from recon import cli
-from recon.auditing.rules import RULES, rule
+from recon.auditing.rules import RULES as AUDIT
+from recon.auditing.rules import rule as found
 from recon.report.json import schema_text
-from recon.report.rules import PAGES, page
+from recon.report.rules import EVERY, PAGES, page
 
 ROOT = Path(__file__).parents[1]
-CODES = [each.code for each in RULES]
+CODES = [each.code for each in EVERY]
+OF_CODE = [each.code for each in AUDIT]
+
+
+def rule(word):
+    return found(word, EVERY)
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +65,8 @@ def test_a_page_says_what_the_rule_says(code):
     assert f"*{rule(code).severity}*: {rule(code).meaning}" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_a_page_has_two_functions_and_says_how_and_when(code):
+@pytest.mark.parametrize("code", OF_CODE)
+def test_a_page_of_an_audit_has_two_functions_and_says_how_and_when(code):
     text = page(rule(code))
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 2
@@ -71,35 +77,53 @@ def test_a_page_has_two_functions_and_says_how_and_when(code):
     assert blocks[0] != blocks[1]
     assert "**How recon tells.**" in text
     assert "**When to ignore it.**" in text
-    assert max(map(len, text.splitlines())) <= 96
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if code not in OF_CODE])
+def test_a_page_of_a_baseline_says_how_recon_tells_and_what_to_do(code):
+    text = " ".join(page(rule(code)).split())
+    assert "**How recon tells.**" in text
+    assert f"**What to do.** {rule(code).mend}" in text
+    assert "**When to accept it.**" in text
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_page_is_no_wider_than_96_columns(code):
+    assert max(map(len, page(rule(code)).splitlines())) <= 96
 
 
 def test_other_rules_and_pages_that_a_page_names_exist():
     for path in PAGES.iterdir():
         text = path.read_text("utf-8")
-        assert set(re.findall(r"RC\d+", text)) <= set(CODES), path.name
+        assert set(re.findall(r"R[BC]\d+", text)) <= set(CODES), path.name
         for name in re.findall(r"docs/[\w.]+\.md", text):
             assert (ROOT / name).is_file(), path.name
 
 
 def test_the_list_in_the_docs_is_that_of_the_code():
     text = (ROOT / "docs" / "rules.md").read_text("utf-8")
-    listed = [line for line in text.splitlines() if line.startswith("| [RC")]
+    listed = [line for line in text.splitlines() if line.startswith("| [R")]
     assert listed == [
         f"| [{each.code}](../src/recon/data/rules/{each.code}.md) {each.name} "
         f"| {each.severity} | {each.meaning} |"
-        for each in RULES
+        for each in EVERY
     ]
-    for each in RULES:
+    for each in EVERY:
         assert (ROOT / "docs" / f"../src/recon/data/rules/{each.code}.md").is_file()
 
 
 # -- the command ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", ["RC101", "rc101", "wrong-site"])
-def test_a_rule_is_found_by_code_and_by_name(run, word):
-    assert run(word) == (0, page(rule("RC101")), "")
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        *(("RC101", "RC101"), ("rc101", "RC101"), ("wrong-site", "RC101")),
+        *(("RB107", "RB107"), ("rb107", "RB107"), ("hidden-states-moved", "RB107")),
+    ],
+)
+def test_a_rule_is_found_by_code_and_by_name(run, word, code):
+    assert run(word) == (0, page(rule(code)), "")
 
 
 def test_on_a_terminal_the_page_is_laid_out(run, monkeypatch):
@@ -114,8 +138,10 @@ def test_on_a_terminal_the_page_is_laid_out(run, monkeypatch):
 def test_without_a_rule_all_are_listed(run):
     code, out, err = run()
     assert (code, err) == (0, "")
-    shown = [line.split()[:3] for line in out.splitlines() if line.startswith("RC")]
-    assert shown == [[each.code, each.name, each.severity] for each in RULES]
+    shown = [
+        line.split()[:3] for line in out.splitlines() if re.match(r"R[BC]\d", line)
+    ]
+    assert shown == [[each.code, each.name, each.severity] for each in EVERY]
 
 
 @pytest.mark.parametrize("word", ["RC999", "wrong", "", "[red]x[/red]\x1b[2J"])
@@ -127,7 +153,9 @@ def test_an_unknown_rule_is_one_line_and_exit_code_2(run, word):
     assert "\x1b" not in err
 
 
-@pytest.mark.parametrize(("words", "codes"), [(["RC204"], ["RC204"]), ([], CODES)])
+@pytest.mark.parametrize(
+    ("words", "codes"), [(["RC204"], ["RC204"]), (["RB101"], ["RB101"]), ([], CODES)]
+)
 def test_json_is_all_of_stdout_and_follows_the_schema(run, words, codes):
     code, out, err = run(*words, "--json", "-")
     assert (code, err) == (0, "")

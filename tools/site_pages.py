@@ -89,15 +89,14 @@ def api_page() -> str:
     return "\n".join(parts)
 
 
-# -- the rules of an audit ---------------------------------------------------------
+# -- the rules of audits and baselines ----------------------------------------------
 
 
 def rule_pages() -> Iterator[tuple[str, str]]:
     """Yield each rule's code with its page."""
-    from recon.auditing.rules import RULES
-    from recon.report.rules import page
+    from recon.report.rules import EVERY, page
 
-    for rule in RULES:
+    for rule in EVERY:
         yield rule.code, page(rule)
 
 

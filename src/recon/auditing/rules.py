@@ -6,6 +6,7 @@ to the model, RC3 how the captures are stored, RC4 how they behave over several 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, TypeAlias
@@ -351,15 +352,15 @@ RULES = (
         "Fail if a hook did not fire; clear the store before each pass.",
     ),
 )
-_BY_NAME = {word: rule for rule in RULES for word in (rule.code, rule.name)}
 
 
-def rule(word: str) -> Rule:
+def rule(word: str, among: Sequence[Rule] = RULES) -> Rule:
     """Return the rule of a code (``RC101``) or name; raises UsageError for another."""
-    found = _BY_NAME.get(word) or _BY_NAME.get(word.upper())
+    by_name = {name: one for one in among for name in (one.code, one.name)}
+    found = by_name.get(word) or by_name.get(word.upper())
     if found is None:
         # All codes look alike, so a guess at one would tell nothing.
-        near = get_close_matches(word, [one.name for one in RULES], n=3, cutoff=0.6)
+        near = get_close_matches(word, [one.name for one in among], n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UsageError(
             f"unknown rule {word!r}{hint} (recon explain lists all of them)"

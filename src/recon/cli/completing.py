@@ -6,9 +6,13 @@ Enumerations, such as the kinds of plots, are completed by Typer itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from recon.sites import BLOCK, HEAD, STEM
+
+if TYPE_CHECKING:
+    from recon.auditing.rules import Rule
 
 _LAYER = re.compile(r"h\.([0-9]+)\.")
 
@@ -28,13 +32,20 @@ def sites(incomplete: str) -> list[tuple[str, str]]:
 
 
 def rules(incomplete: str) -> list[tuple[str, str]]:
-    """Return the codes and names of rules that begin so, whatever their case."""
-    begun = incomplete.lower()
-    return [pair for pair in _words() if pair[0].lower().startswith(begun)]
-
-
-def _words() -> Iterator[tuple[str, str]]:
+    """Return the codes and names of an audit's rules that begin so, in any case."""
     from recon.auditing.rules import RULES
 
-    yield from ((rule.code, rule.name) for rule in RULES)
-    yield from ((rule.name, rule.code) for rule in RULES)
+    return _named(RULES, incomplete)
+
+
+def every_rule(incomplete: str) -> list[tuple[str, str]]:
+    """Return the same of all rules, those of a baseline, too."""
+    from recon.report.rules import EVERY
+
+    return _named(EVERY, incomplete)
+
+
+def _named(rules: Sequence[Rule], incomplete: str) -> list[tuple[str, str]]:
+    words = [(rule.code, rule.name) for rule in rules]
+    words += [(rule.name, rule.code) for rule in rules]
+    return [pair for pair in words if pair[0].lower().startswith(incomplete.lower())]

@@ -1,8 +1,9 @@
-"""``recon explain``: what a rule of an audit means, and all of them."""
+"""``recon explain``: what a rule of an audit or a baseline means, and all of them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,13 +11,16 @@ from recon.cli import completing, streams
 from recon.cli.ending import Traceback
 from recon.cli.options import Json
 
+if TYPE_CHECKING:
+    from recon.auditing.rules import Rule
+
 
 def command(
     word: Annotated[
         str | None,
         typer.Argument(
             metavar="RULE",
-            autocompletion=completing.rules,
+            autocompletion=completing.every_rule,
             help="A rule's code or name, RC101 or wrong-site; without it, all are "
             "listed.",
         ),
@@ -24,28 +28,28 @@ def command(
     json: Json = None,
     traceback: Traceback = False,
 ) -> None:
-    """Explain a rule of recon audit: what it means, and how to mend the code."""
-    from recon.auditing.rules import RULES, rule
+    """Explain a rule of recon audit or recon baseline: what it means, what to do."""
+    from recon.auditing.rules import rule
+    from recon.report.rules import EVERY
 
     streams.require_writable(json)
-    rules = RULES if word is None else (rule(word),)
+    rules = EVERY if word is None else (rule(word, EVERY),)
     if json != "-":
-        _show(word)
+        _show(rules, listed=word is None)
     if json is not None:
         from recon.report.json import rules_text
 
         streams.write(rules_text(rules), json)
 
 
-def _show(word: str | None) -> None:
+def _show(rules: Sequence[Rule], *, listed: bool) -> None:
     """Show one page, as it is written where there is no terminal; or the list."""
-    from recon.auditing.rules import RULES, rule
     from recon.report.rules import page, render_list, render_page
 
     console = streams.output()
-    if word is None:
-        streams.show(console, render_list(RULES))
+    if listed:
+        streams.show(console, render_list(rules))
     elif console.is_terminal:
-        streams.show(console, render_page(rule(word)))
+        streams.show(console, render_page(rules[0]))
     else:
-        streams.write(page(rule(word)), "-")
+        streams.write(page(rules[0]), "-")

@@ -1,4 +1,4 @@
-"""The rules of an audit for people: the list, and the page of each."""
+"""The rules of audits and baselines for people: the list, and the page of each."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from recon.auditing.rules import RULES as AUDIT
+from recon.auditing.rules import Rule, Severity
+from recon.baseline.findings import RULES as BASELINE
+
 if TYPE_CHECKING:
     from recon.auditing.findings import Finding
-    from recon.auditing.rules import Rule, Severity
 
+EVERY = (*AUDIT, *BASELINE)
 PAGES = Path(str(files("recon"))) / "data" / "rules"
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 COLOUR = {"error": "bold red", "warning": "bold yellow", "note": "cyan"}
 
 
 def page(rule: Rule) -> str:
-    """Return a rule's page: what it means, code that breaks it, how to mend that."""
+    """Return a rule's page: what it means, how recon tells, and what to do."""
     return (PAGES / f"{rule.code}.md").read_text(encoding="utf-8")
 
 
