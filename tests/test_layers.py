@@ -30,7 +30,7 @@ LAYERS = (
     "saving",
     "facts",
     "ops",
-    "sites  files  prompts",
+    "sites  files  prompts  shapes",
     "errors  display",
 )
 # Needed by type checkers alone, and not run: (who, whom).

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from recon.shapes import Ran, Strict
 
 FORMAT: Literal["recon-baseline"] = "recon-baseline"
 SCHEMA_VERSION: Literal[1] = 1
@@ -30,11 +32,7 @@ Figure = Annotated[
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Asked(_Strict):
+class Asked(Strict):
     """The model as it was asked for: what loads it again."""
 
     name: str = Field(description="bundled, random:SIZE, a directory or a hub id.")
@@ -44,24 +42,16 @@ class Asked(_Strict):
     device: str = Field(description="Where it ran, as torch names it.")
 
 
-class Setting(_Strict):
+class Setting(Ran):
     """Where and with what the run was made; everything that may change its bits."""
 
     recon: str = Field(description="Version of recon.")
     python: str = Field(description="Version of Python.")
-    torch: str = Field(description="Version of torch.")
-    transformers: str = Field(description="Version of transformers.")
     machine: str = Field(description="Kind of processor, and its vector instructions.")
-    device: str = Field(description="As torch names it.")
-    threads: int = Field(description="Threads that torch used for one operation.")
-    architecture: str = Field(description="Class of the model.")
     blocks: int = Field(description="Number of transformer blocks.")
-    dtype: str = Field(description="Of the weights: float32.")
-    autocast: str | None = Field(description="The dtype of autocast, or null.")
-    attention: str = Field(description="eager or sdpa.")
 
 
-class States(_Strict):
+class States(Strict):
     """What ``output_hidden_states`` gives."""
 
     count: int = Field(description="Number of entries.")
@@ -80,14 +70,14 @@ class States(_Strict):
     )
 
 
-class Hooks(_Strict):
+class Hooks(Strict):
     """Hooks and overrides on the model that are not transformers' own."""
 
     before: list[str] = Field(description="Before the run.")
     left: list[str] = Field(description="Left behind by the run: none, unless a fault.")
 
 
-class Overhead(_Strict):
+class Overhead(Strict):
     """Time of a captured pass over that of a bare one."""
 
     ratio: float = Field(description="Of the medians.")
@@ -95,7 +85,7 @@ class Overhead(_Strict):
     high: float = Field(description="Upper end of its interval.")
 
 
-class Weight(_Strict):
+class Weight(Strict):
     """The fingerprint of one parameter."""
 
     shape: list[int] = Field(description="Its shape.")
@@ -106,7 +96,7 @@ class Weight(_Strict):
     projection: list[Figure] = Field(description="Sums with random signs, in float64.")
 
 
-class Site(_Strict):
+class Site(Strict):
     """The fingerprint of one captured tensor."""
 
     shape: list[int] = Field(description="Its shape.")
@@ -129,7 +119,7 @@ class Site(_Strict):
     )
 
 
-class Baseline(_Strict):
+class Baseline(Strict):
     """One run of a model on stored inputs."""
 
     format: Literal["recon-baseline"] = Field(description="What this file is.")

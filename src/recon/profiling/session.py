@@ -37,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 CAPTURE = "capture"
 STATES = "output_hidden_states=True"
 _STEPS = ("timing", "hooks", "memory", "release", "leaks")
+_WARM_UP = 3
 _TOKENS = 32
 
 
@@ -285,7 +286,7 @@ def _times(subject: _Own | _Foreign, rounds: int) -> list[Ratio]:
         no_grad = f"{BARE}, under no_grad"
         variants[no_grad], around[no_grad] = bare, torch.no_grad
     with torch.set_grad_enabled(subject.grad):
-        return interleaved(variants, rounds, around=around)
+        return interleaved(variants, rounds, min(_WARM_UP, rounds), around)
 
 
 @contextmanager

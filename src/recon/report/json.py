@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from recon import __version__
 from recon.baseline.document import Baseline, Setting
 from recon.report.foreign import encodable, plain
 from recon.report.rules import gravest_first, page
+from recon.shapes import Ran, Strict
 
 if TYPE_CHECKING:
     from recon.auditing.findings import AuditReport, Finding, Judged
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from recon.compare import Check
     from recon.differences import Difference
     from recon.facts import Environment
-    from recon.profiling.leaks import Slope
-    from recon.profiling.results import Profile
+    from recon.profiling.hooks import HookCost, TapCost
+    from recon.profiling.leaks import Leak, LeakWatch, Slope
+    from recon.profiling.memory import Memory
+    from recon.profiling.results import Profile, Release
+    from recon.profiling.timing import Ratio
     from recon.report.vocabulary import Vocabulary
     from recon.results import Report
 
@@ -34,11 +38,7 @@ Number = float | Literal["inf"]
 Foreign = Annotated[str, BeforeValidator(encodable)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Inputs(_Strict):
+class Inputs(Strict):
     """What the model ran on."""
 
     source: str = Field(description="Where the inputs came from, in words.")
@@ -46,18 +46,10 @@ class Inputs(_Strict):
     tokens: int | None = Field(description="Tokens of the longest row.")
 
 
-class RunFields(_Strict):
+class RunFields(Ran):
     """Where and with what the model ran; everything that may change its bits."""
 
-    architecture: str = Field(description="Class of the model.")
-    torch: str = Field(description="Version of torch.")
-    transformers: str = Field(description="Version of transformers.")
-    device: str = Field(description="Device, as torch names it.")
-    dtype: str = Field(description="Dtype of the weights, float32 for one.")
-    autocast: str | None = Field(description="Dtype that autocast was on for, or null.")
-    attention: str = Field(description="Attention implementation: eager or sdpa.")
     training: bool = Field(description="Whether dropout was on (train mode).")
-    threads: int = Field(description="Threads that torch used for one operation.")
 
 
 class EnvironmentFields(RunFields):
@@ -66,7 +58,7 @@ class EnvironmentFields(RunFields):
     blocks: int = Field(description="Number of transformer blocks.")
 
 
-class HiddenStates(_Strict):
+class HiddenStates(Strict):
     """The tuple of hidden states that the ledger rebuilds."""
 
     expected: int = Field(description="Entries: one for each block, and the last.")
@@ -74,7 +66,7 @@ class HiddenStates(_Strict):
     last: str = Field(description="What the last entry is, in a sentence.")
 
 
-class Timing(_Strict):
+class Timing(Strict):
     """Wall-clock times after one warm-up pass; null where nothing was timed."""
 
     seconds: float | None = Field(description="Captured pass and all checks.")
@@ -82,7 +74,7 @@ class Timing(_Strict):
     ratio: float | None = Field(description="seconds over bare_seconds.")
 
 
-class CheckFields(_Strict):
+class CheckFields(Strict):
     """One comparison."""
 
     site: str = Field(description="The site, or the returned tensor, that was checked.")
@@ -114,7 +106,7 @@ class CheckFields(_Strict):
     )
 
 
-class Verification(_Strict):
+class Verification(Strict):
     """What ``recon verify --json`` writes."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
@@ -132,7 +124,7 @@ class Verification(_Strict):
     checks: list[CheckFields] = Field(description="Every check, shallowest first.")
 
 
-class SiteFields(_Strict):
+class SiteFields(Strict):
     """One site; ``l`` in a name stands for the number of a block."""
 
     site: str = Field(description="Its name here.")
@@ -146,7 +138,7 @@ class SiteFields(_Strict):
     hf: str | None = Field(description="Hugging Face's module path, if it has one.")
 
 
-class Sites(_Strict):
+class Sites(Strict):
     """What ``recon sites --json`` writes."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
@@ -158,7 +150,7 @@ class Sites(_Strict):
     sites: list[SiteFields] = Field(description="In order of computation.")
 
 
-class ApartFields(_Strict):
+class ApartFields(Strict):
     """One site in two runs."""
 
     site: str = Field(description="The site.")
@@ -169,7 +161,7 @@ class ApartFields(_Strict):
     )
 
 
-class DifferenceFields(_Strict):
+class DifferenceFields(Strict):
     """What ``recon diff --json`` writes."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
@@ -186,7 +178,7 @@ class DifferenceFields(_Strict):
     )
 
 
-class FindingFields(_Strict):
+class FindingFields(Strict):
     """One cause, told once, and the places where it shows."""
 
     code: str = Field(description="The rule's code: RC101.")
@@ -213,7 +205,7 @@ class FindingFields(_Strict):
     traceback: Foreign = Field(description="Of the audited code, where it raised.")
 
 
-class JudgedFields(_Strict):
+class JudgedFields(Strict):
     """One tensor that the code returned in the first run."""
 
     name: Foreign = Field(description="Its name, as the code has it.")
@@ -231,7 +223,7 @@ class JudgedFields(_Strict):
     )
 
 
-class AuditFields(_Strict):
+class AuditFields(Strict):
     """What ``recon audit --json`` writes."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
@@ -252,8 +244,8 @@ class AuditFields(_Strict):
     tensors: list[JudgedFields] = Field(description="Every tensor of the first run.")
 
 
-class RuleFields(_Strict):
-    """One rule of an audit."""
+class RuleFields(Strict):
+    """One rule of an audit or of a baseline."""
 
     code: str = Field(description="Its code, which is stable: RC101.")
     name: str = Field(description="Its name: wrong-site.")
@@ -265,15 +257,17 @@ class RuleFields(_Strict):
     page: str = Field(description="Its page, in Markdown.")
 
 
-class RulesFields(_Strict):
+class RulesFields(Strict):
     """What ``recon explain --json`` writes."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
     recon: str = Field(description="Version of recon.")
-    rules: list[RuleFields] = Field(description="In the order of their codes.")
+    rules: list[RuleFields] = Field(
+        description="Those of audits first, each in the order of their codes."
+    )
 
 
-class MovedFields(_Strict):
+class MovedFields(Strict):
     """One site that is not bit-equal to the baseline's."""
 
     site: str = Field(description="The site.")
@@ -292,7 +286,7 @@ class MovedFields(_Strict):
     why: str = Field(description="Why it is of that kind.")
 
 
-class BaselineFindingFields(_Strict):
+class BaselineFindingFields(Strict):
     """One thing that the gate does not let pass."""
 
     code: str = Field(description="The rule's code: RB101.")
@@ -302,7 +296,7 @@ class BaselineFindingFields(_Strict):
     mend: str = Field(description="What to do.")
 
 
-class BaselineCheckFields(_Strict):
+class BaselineCheckFields(Strict):
     """What ``recon baseline check --json`` writes."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
@@ -325,7 +319,7 @@ class BaselineCheckFields(_Strict):
     notes: list[str] = Field(description="What else is new, and lets the gate pass.")
 
 
-class InfoFields(_Strict):
+class InfoFields(Strict):
     """What ``recon info --json`` and ``recon capture --json`` write."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
@@ -337,7 +331,7 @@ class InfoFields(_Strict):
     )
 
 
-class TimeFields(_Strict):
+class TimeFields(Strict):
     """One variant, interleaved with the others and compared with the bare pass."""
 
     name: Foreign = Field(description="What was timed.")
@@ -348,7 +342,7 @@ class TimeFields(_Strict):
     told: bool = Field(description="Whether it is outside the noise of the machine.")
 
 
-class TapFields(_Strict):
+class TapFields(Strict):
     """What recon's hooks on one kind of module spent in a pass."""
 
     place: str = Field(description="The module's path; * is the number of a block.")
@@ -357,7 +351,7 @@ class TapFields(_Strict):
     seconds: float = Field(description="Spent in the hooks themselves, in all.")
 
 
-class HookFields(_Strict):
+class HookFields(Strict):
     """Seconds that one hook of recon takes on a module that does nothing."""
 
     to_register: float = Field(description="To register it.")
@@ -365,7 +359,7 @@ class HookFields(_Strict):
     to_remove: float = Field(description="To remove it.")
 
 
-class SiteBytesFields(_Strict):
+class SiteBytesFields(Strict):
     """What keeping one captured tensor takes."""
 
     site: Foreign = Field(description="Its site, or its name in what was returned.")
@@ -374,7 +368,7 @@ class SiteBytesFields(_Strict):
     shared_with: Foreign = Field(description="The earlier one, or empty.")
 
 
-class AllocatorFields(_Strict):
+class AllocatorFields(Strict):
     """Figures of CUDA's allocator, in bytes."""
 
     allocated: int = Field(description="Alive with the captures, over what was.")
@@ -382,7 +376,7 @@ class AllocatorFields(_Strict):
     reserved: int = Field(description="Taken from the device.")
 
 
-class MemoryFields(_Strict):
+class MemoryFields(Strict):
     """Bytes of storages that a captured pass makes."""
 
     held: int = Field(description="Alive while the captures are, the output dropped.")
@@ -397,7 +391,7 @@ class MemoryFields(_Strict):
     sites: list[SiteBytesFields] = Field(description="Every capture.")
 
 
-class ReleaseFields(_Strict):
+class ReleaseFields(Strict):
     """One pass, let go."""
 
     captured: int = Field(description="Storages alive with the captures.")
@@ -408,14 +402,14 @@ class ReleaseFields(_Strict):
     )
 
 
-class SlopeFields(_Strict):
+class SlopeFields(Strict):
     """Growth a round, with its 95% interval."""
 
     per_round: float = Field(description="Median slope of all pairs of rounds.")
     interval: list[float] = Field(description="Its 95% interval.")
 
 
-class LeakFields(_Strict):
+class LeakFields(Strict):
     """What stayed, held in one way."""
 
     kind: str = Field(
@@ -427,7 +421,7 @@ class LeakFields(_Strict):
     sentence: Foreign = Field(description="The same in words.")
 
 
-class LeakWatchFields(_Strict):
+class LeakWatchFields(Strict):
     """Rounds of attach, run, detach."""
 
     rounds: int = Field(description="How many.")
@@ -437,7 +431,7 @@ class LeakWatchFields(_Strict):
     leaks: list[LeakFields] = Field(description="What stayed; the most bytes first.")
 
 
-class ProfileFields(_Strict):
+class ProfileFields(Strict):
     """What ``recon profile --json`` writes."""
 
     schema_version: Literal["1"] = Field(description="Version of this schema.")
@@ -634,7 +628,6 @@ def description_text(path: str, kind: str, facts: Mapping[str, Any]) -> str:
 def profile_text(profile: Profile, *, model: str, source: str) -> str:
     """Return a profile as JSON."""
     rows, tokens = (*profile.shape, None, None)[:2]
-    watch, memory, hook = profile.watch, profile.memory, profile.hook
     return _document(
         ProfileFields(
             schema_version="1",
@@ -643,74 +636,89 @@ def profile_text(profile: Profile, *, model: str, source: str) -> str:
             target=profile.target,
             model=model,
             inputs=Inputs(source=source, batch=rows, tokens=tokens),
-            environment=EnvironmentFields(
-                **_run(profile.environment), blocks=profile.depth
-            ),
+            environment=_environment(profile),
             noise=profile.noise,
             too_noisy=profile.noisy,
-            times=[
-                TimeFields(
-                    name=one.name,
-                    seconds=one.seconds,
-                    quartiles=list(one.quartiles),
-                    ratio=one.ratio,
-                    interval=[one.low, one.high],
-                    told=one.tells(profile.noise),
-                )
-                for one in profile.times
-            ],
+            times=[_time(one, profile.noise) for one in profile.times],
             hooks=profile.hooks,
-            hook=None
-            if hook is None
-            else HookFields(
-                to_register=hook.register, to_fire=hook.fire, to_remove=hook.remove
-            ),
-            taps=[
-                TapFields(**vars(tap) | {"sites": list(tap.sites)})
-                for tap in profile.taps
-            ],
-            memory=MemoryFields(
-                held=memory.held,
-                needed=memory.needed,
-                ratio=memory.ratio if memory.needed else None,
-                elsewhere=memory.elsewhere,
-                peak=memory.peak,
-                peak_bare=memory.peak_bare,
-                graph=memory.graph,
-                allocator=None
-                if memory.allocator is None
-                else AllocatorFields(**vars(memory.allocator)),
-                allocator_reason=memory.allocator_reason,
-                sites=[SiteBytesFields(**vars(one)) for one in memory.sites],
-            ),
-            release=ReleaseFields(
-                captured=profile.release.captured,
-                alive=profile.release.alive,
-                bytes=profile.release.nbytes,
-                resident=None
-                if profile.release.resident is None
-                else list(profile.release.resident),
-            ),
-            leak_watch=LeakWatchFields(
-                rounds=len(watch.rounds),
-                bytes=_slope(watch.nbytes),
-                hooks=_slope(watch.hooks),
-                objects=_slope(watch.objects),
-                leaks=[
-                    LeakFields(
-                        kind=leak.holder.kind,
-                        path=list(leak.holder.path),
-                        count=leak.count,
-                        bytes=leak.nbytes,
-                        sentence=str(leak),
-                    )
-                    for leak in watch.leaks
-                ],
-            ),
+            hook=_hook(profile.hook),
+            taps=[_tap(tap) for tap in profile.taps],
+            memory=_memory(profile.memory),
+            release=_release(profile.release),
+            leak_watch=_leak_watch(profile.watch),
             findings=list(profile.findings),
             notes=list(profile.notes),
             seconds=profile.seconds,
         )
+    )
+
+
+def _time(one: Ratio, noise: float) -> TimeFields:
+    return TimeFields(
+        name=one.name,
+        seconds=one.seconds,
+        quartiles=list(one.quartiles),
+        ratio=one.ratio,
+        interval=[one.low, one.high],
+        told=one.tells(noise),
+    )
+
+
+def _hook(cost: HookCost | None) -> HookFields | None:
+    if cost is None:
+        return None
+    return HookFields(
+        to_register=cost.register, to_fire=cost.fire, to_remove=cost.remove
+    )
+
+
+def _tap(tap: TapCost) -> TapFields:
+    return TapFields(**vars(tap) | {"sites": list(tap.sites)})
+
+
+def _memory(memory: Memory) -> MemoryFields:
+    allocator = memory.allocator
+    return MemoryFields(
+        held=memory.held,
+        needed=memory.needed,
+        ratio=memory.ratio if memory.needed else None,
+        elsewhere=memory.elsewhere,
+        peak=memory.peak,
+        peak_bare=memory.peak_bare,
+        graph=memory.graph,
+        allocator=None if allocator is None else AllocatorFields(**vars(allocator)),
+        allocator_reason=memory.allocator_reason,
+        sites=[SiteBytesFields(**vars(one)) for one in memory.sites],
+    )
+
+
+def _release(release: Release) -> ReleaseFields:
+    resident = release.resident
+    return ReleaseFields(
+        captured=release.captured,
+        alive=release.alive,
+        bytes=release.nbytes,
+        resident=None if resident is None else list(resident),
+    )
+
+
+def _leak_watch(watch: LeakWatch) -> LeakWatchFields:
+    return LeakWatchFields(
+        rounds=len(watch.rounds),
+        bytes=_slope(watch.nbytes),
+        hooks=_slope(watch.hooks),
+        objects=_slope(watch.objects),
+        leaks=[_leak(leak) for leak in watch.leaks],
+    )
+
+
+def _leak(leak: Leak) -> LeakFields:
+    return LeakFields(
+        kind=leak.holder.kind,
+        path=list(leak.holder.path),
+        count=leak.count,
+        bytes=leak.nbytes,
+        sentence=str(leak),
     )
 
 
@@ -724,8 +732,8 @@ def _slope(slope: Slope) -> SlopeFields:
     return SlopeFields(per_round=slope.per_round, interval=[slope.low, slope.high])
 
 
-def _environment(report: Report) -> EnvironmentFields:
-    return EnvironmentFields(**_run(report.environment), blocks=report.depth)
+def _environment(of: Report | Profile) -> EnvironmentFields:
+    return EnvironmentFields(**_run(of.environment), blocks=of.depth)
 
 
 def _run(env: Environment) -> dict[str, Any]:
