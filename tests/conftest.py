@@ -124,6 +124,14 @@ def without_type_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="module")
+def module_without_type_checks() -> Iterator[None]:
+    """The same for a module, whose tests are about time: checks take more of it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture
 def model() -> PreTrainedModel:
     """A tiny perturbed GPT2LMHeadModel with eager attention, in eval mode."""

@@ -114,6 +114,23 @@ def test_text_seed_dtype_and_attention_are_recorded_and_used_again(run):
     assert (code, "EQUAL" in out) == (0, True)
 
 
+def test_text_seed_and_device_decide_what_is_recorded(run):
+    def with_options(name, *options):
+        assert run("record", name, "--model", TINY, *options)[0] == 0
+        return files.read(Path(name))
+
+    one = with_options("1.json", "--text", "the fox", "--device", "cpu")
+    two = with_options("2.json", "--text", "the fox runs", "--seed", "3")
+    assert (one.model.device, one.environment.device) == ("cpu", "cpu")
+    assert len(two.inputs["input_ids"][0]) > len(one.inputs["input_ids"][0])
+    digests = [[w.sha256 for w in found.weights.values()] for found in (one, two)]
+    assert digests[0] != digests[1]
+    code, out, err = run("record", "3.json", "--model", TINY, "--device", "nowhere")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "nowhere" in err
+    assert not Path("3.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [

@@ -27,7 +27,7 @@ QUICK = ("--rounds", "2", "--leak-rounds", "3")
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
+def _alone(module_without_type_checks, monkeypatch, tmp_path):
     """No settings of the caller's shell, a directory of its own."""
     for name in ("RECON_TRACEBACK", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -49,7 +49,7 @@ def run(capsys):
 
 
 @pytest.fixture(scope="module")
-def found(make_model, make_ids):
+def found(make_model, make_ids, module_without_type_checks):
     model, ids = make_model(), make_ids()
     return recon.profile(model, inputs={"input_ids": ids}, rounds=2, leak_rounds=3)
 
@@ -102,19 +102,53 @@ def test_json_on_stdout_is_all_that_stdout_gets(run):
     assert [one["name"] for one in document["times"]][:2] == ["bare", AGAIN]
 
 
-def test_attention_seed_and_ids_reach_the_run(run, tmp_path):
+TELLS = """
+import json
+
+def capture(model, input_ids):
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    with open("seen.json", "w") as file:
+        json.dump([input_ids.tolist(), float(weight.sum()), str(weight.device)], file)
+    return model(input_ids).logits.detach()
+"""
+
+
+@pytest.fixture
+def seen(run, tmp_path):
+    """Profile a function that notes the ids, the weights and the device it is given."""
+    (tmp_path / "tells.py").write_text(TELLS, encoding="utf-8")
+
+    def with_options(*options):
+        target = ("random:tiny", "--target", "tells.py:capture")
+        assert run(*target, *options, *QUICK)[0] == 0
+        return json.loads((tmp_path / "seen.json").read_text("utf-8"))
+
+    return with_options
+
+
+def test_text_ids_seed_and_device_reach_the_function(seen, tmp_path):
     (tmp_path / "ids.json").write_text("[[1, 2, 3, 4, 5]]", encoding="utf-8")
-    options = ("--attn", "eager", "--seed", "3", "--device", "cpu", "--json", "-")
-    code, out, _ = run("random:tiny", "--input-ids", "ids.json", *options, *QUICK)
-    document = json.loads(out)
-    assert code == 0
+    ids, weights, device = seen("--input-ids", "ids.json", "--device", "cpu")
+    assert (ids, device) == ([[1, 2, 3, 4, 5]], "cpu")
+    words, same, _ = seen("--text", "the fox")
+    longer, other, _ = seen("--text", "the fox runs away", "--seed", "3")
+    assert len(words) == 1
+    assert len(longer[0]) > len(words[0]) > 0
+    assert same == weights != other
+
+
+def test_attention_is_asked_for_and_a_picture_is_drawn_as_png(run, tmp_path):
+    options = ("--attn", "eager", "--json", "p.json", "--plot", "p.png")
+    assert run("random:tiny", *options, *QUICK)[0] == 0
+    document = json.loads((tmp_path / "p.json").read_text("utf-8"))
     assert document["environment"]["attention"] == "eager"
-    assert (document["inputs"]["batch"], document["inputs"]["tokens"]) == (1, 5)
-
-
-def test_a_picture_is_drawn_as_png(run, tmp_path):
-    assert run("random:tiny", "--plot", "p.png", *QUICK)[0] == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_device_that_is_not_there_is_one_line_and_exit_2(run):
+    code, out, err = run("random:tiny", "--device", "nowhere", *QUICK)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "nowhere" in err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from recon.profiling.timing import interleaved, ratio
 from recon.recorder import Options
 from recon.watch import hooks_put_back
 
-FAST = {"rounds": 3, "leak_rounds": 3}
+FAST = {"rounds": 2, "leak_rounds": 3}
 KEPT: list = []
 
 
@@ -45,7 +45,7 @@ def with_a_graph(model, input_ids):
 
 
 @pytest.fixture(scope="module")
-def own(make_model, make_ids):
+def own(make_model, make_ids, module_without_type_checks):
     model = make_model()
     before = census(model), model.training, torch.get_rng_state()
     found = recon.profile(model, inputs={"input_ids": make_ids()}, **FAST)
