@@ -39,7 +39,7 @@ def four_blocks():
 CASES = {
     "4 blocks, T=32": (four_blocks, 32, 60),
     "random:gpt2, T=128": (lambda: recon.load_model("random:gpt2").model, 128, 8),
-    "random:gpt2, T=512": (lambda: recon.load_model("random:gpt2").model, 512, 4),
+    "random:gpt2, T=512": (lambda: recon.load_model("random:gpt2").model, 512, 6),
 }
 
 
@@ -106,6 +106,7 @@ def test_what_capture_adds(case, benchmark):
             **dict(peers(model, ids)),
         },
         rounds,
+        warm_up=1 if tokens > 32 else 3,
         around={
             "empty hooks where recon's are": lambda: hooked_with_nothing(model),
             "naive hook on every module": lambda: naively_hooked(model, kept),

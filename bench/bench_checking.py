@@ -1,5 +1,6 @@
 """What does each level of proof cost, against a bare forward pass?
 
+And what does a pass take that is captured and checked, next to torchlens' validation?
 And how does certifying grow with tokens, batch and depth? The fitted exponent is the
 slope of log time over log size.
 """
@@ -11,8 +12,10 @@ import torch
 import transformers
 
 import recon
+from bench.bench_capture import four_blocks
+from bench.peers import validation
 from bench.showing import circumstances, show
-from recon.checks import Levels, trace_checks
+from recon.checks import LEVELS, Levels, trace_checks
 from recon.models import perturb
 from recon.profiling.timing import interleaved
 
@@ -49,8 +52,39 @@ def test_what_each_level_costs(benchmark):
         rounds=12,
         warm_up=2,
     )
-    show("random:gpt2, B=1, T=128", ratios, benchmark)
+    show("levels alone, random:gpt2, T=128", ratios, benchmark)
     benchmark.pedantic(level("ledger", "sketch"), rounds=5)
+
+
+CASES = {
+    "4 blocks, T=32": (four_blocks, 32, 12),
+    "random:gpt2, T=128": (lambda: recon.load_model("random:gpt2").model, 128, 5),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_checked_pass_takes(case, benchmark):
+    build, tokens, rounds = CASES[case]
+    model = build()
+    ids = torch.randint(model.config.vocab_size, (1, tokens))
+
+    def bare():
+        with torch.no_grad():
+            model(ids, use_cache=False)
+
+    def checked(level):
+        def run():
+            checks = trace_checks(captured(model, ids), None, Levels((level,)))
+            assert all(check.passed for check in checks)
+
+        return run
+
+    variants = {f"recon, {level}": checked(level) for level in LEVELS}
+    ratios = interleaved(
+        {"bare": bare, **variants, **dict(validation(model, ids))}, rounds, warm_up=1
+    )
+    show(f"capture and check, {case}", ratios, benchmark)
+    benchmark.pedantic(checked("sketch"), rounds=2)
 
 
 def narrow(depth, tokens=512):
@@ -92,7 +126,7 @@ def test_how_certifying_grows(axis, benchmark):
         (math.log(n), math.log(r.seconds)) for n, r in zip(sizes, ratios, strict=True)
     ]
     slope = fitted_slope(points)
-    show(f"certify by {axis}: time grows as {axis}^{slope:.2f}", ratios, benchmark)
+    show(f"certify by {axis}: time ^{slope:.2f}", ratios, benchmark)
     benchmark.extra_info["exponent"] = slope
     benchmark.pedantic(next(iter(variants.values())), rounds=2)
 

@@ -8,7 +8,7 @@ all that they know. Those that change the model they are given get a copy.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -25,11 +25,34 @@ TOKENIZER = Path(recon.__file__).parent / "data" / "gpt2-topics"
 def peers(model, ids) -> Iterator[tuple[str, Call]]:
     """Yield the installed peers by name; say of the others that they are not."""
     yield "TraceDict (baukit)", lambda: trace_dict(model, ids)
-    for name, make in MAKERS.items():
+    for name in installed(MAKERS):
+        yield name, MAKERS[name](deepcopy(model), ids)
+
+
+def validation(model, ids) -> Iterator[tuple[str, Call]]:
+    """Yield torchlens' own check of a pass: it captures, and runs each operation again.
+
+    Nothing else among the peers checks what it captured.
+    """
+    if not [*installed(("torchlens",))]:
+        return
+    import torchlens
+
+    copy = deepcopy(model)
+
+    def run():
+        assert torchlens.validate(copy, ids, scope="forward")
+
+    yield "torchlens' validation", run
+
+
+def installed(names: Iterable[str]) -> Iterator[str]:
+    """Yield the libraries that are there; say of the others that they are skipped."""
+    for name in names:
         if importlib.util.find_spec(name) is None:
             print(f"\n{name} is skipped: it is not installed")
         else:
-            yield name, make(deepcopy(model), ids)
+            yield name
 
 
 def paths(model) -> list[str]:

@@ -23,7 +23,8 @@ are medians of paired ratios to the first line of each table, every variant run 
 round in random order, with a 95% bootstrap interval. `bare again (noise)` is what the
 machine makes of nothing: what lies within its interval cannot be told from it. The
 libraries of requirements-peers.txt have rows where they were installed; what each keeps
-stands in `bench/peers.py`.
+stands in `bench/peers.py`. Under each title stands on what it was measured, and how
+much of the machine other processes took meanwhile.
 """
 
 
@@ -31,18 +32,23 @@ def main(files: Sequence[Path]) -> None:
     """Write the page, and a plot for each table of ratios."""
     runs = [json.loads(file.read_text("utf-8")) for file in files]
     known = [
-        (one["extra_info"], run["machine_info"])
+        (one["extra_info"], f"{run['machine_info']['cpu']['brand_raw']}, {day(run)}")
         for run in runs
         for one in run["benchmarks"]
         if "ratios" in one["extra_info"]
     ]
     parts = [HEAD]
-    for number, (extra, machine) in enumerate(known):
-        parts.append(section(extra, machine, number))
+    for number, (extra, where) in enumerate(known):
+        parts.append(section(extra, where, number))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
 
 
-def section(extra: dict[str, Any], machine: dict[str, Any], number: int) -> str:
+def day(run: dict[str, Any]) -> str:
+    """Return the day of a run, 2026-11-24 for one."""
+    return str(run["datetime"])[:10]
+
+
+def section(extra: dict[str, Any], where: str, number: int) -> str:
     """Return one table in Markdown, with its plot drawn beside it."""
     picture = PAGE.parent / "benchmarks" / f"{number}.svg"
     picture.parent.mkdir(exist_ok=True)
@@ -55,7 +61,7 @@ def section(extra: dict[str, Any], machine: dict[str, Any], number: int) -> str:
     lines = [
         f"## {extra['title']}",
         "",
-        f"{extra['circumstances']}, {machine['cpu']['brand_raw']}",
+        f"{extra['circumstances']}; {where}",
         "",
         "| | ms | ratio | 95% interval |",
         "|---|---|---|---|",
