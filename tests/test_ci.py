@@ -1,6 +1,8 @@
 """The workflow and the hook that docs/ci.md shows are sound, and do what it says."""
 
+import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -112,3 +114,47 @@ def test_the_hook_that_this_repository_offers_is_one_that_pre_commit_takes(tmp_p
 def test_the_projects_own_hooks_are_ones_that_pre_commit_takes():
     own = ROOT / ".pre-commit-config.yaml"
     assert tool("pre_commit", "validate-config", own) == (0, "")
+
+
+# -- the plugin watches recon's own tests ---------------------------------------------
+
+LEAVES_ITS_HOOKS = """
+from recon.recorder import Recorder
+
+Recorder.__exit__ = lambda self, *error: None
+"""
+
+
+def gate(*options, place):
+    """Run one test of recon's own with what a planted plugin does to recon."""
+    (place / "planted.py").write_text(LEAVES_ITS_HOOKS, encoding="utf-8")
+    test = "tests/test_capturing.py::test_a_site_that_was_not_asked_for_is_not_held"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    path = os.pathsep.join([str(place), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [*command, *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_recorder_that_leaves_its_hooks_fails_a_test_that_does_not_ask(tmp_path):
+    code, said = gate("-p", "planted", place=tmp_path)
+    assert code == 1
+    assert "1 passed, 1 error" in said
+    assert "- recon leaks -" in said
+    assert "forward hook" in said
+
+
+def test_recon_as_it_is_passes_the_same_test(tmp_path):
+    code, said = gate(place=tmp_path)
+    assert (code, "1 passed" in said) == (0, True)
+
+
+def test_the_tests_of_hooks_are_watched():
+    for name in ("recorder", "capturing"):
+        module = importlib.import_module(f"tests.test_{name}")
+        assert module.pytestmark.name == "recon_no_leaks"

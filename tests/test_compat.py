@@ -48,6 +48,24 @@ def test_a_row_that_fails_raises_the_bound():
     assert lowest(worse, "transformers") > lowest(PAGE, "transformers")
 
 
+JUNIT = """<testsuites><testsuite>
+<testcase name="a"><failure message="h.1.attn.pattern, h.1.ln_1">it</failure></testcase>
+<testcase name="b"><error message="assert">h.0.attn.pattern, missing</error></testcase>
+<testcase name="c"><failure message="h.0.mlp.post: off"></failure></testcase>
+<testcase name="d"></testcase>
+</testsuite></testsuites>"""
+
+
+def test_what_most_failures_name_is_told(tmp_path):
+    report = tmp_path / "junit.xml"
+    report.write_text(JUNIT, encoding="utf-8")
+    assert compat.about(report) == ["attn.pattern", 2]
+    assert compat.cause({"about": ["attn.pattern", 2]}) == ": `attn.pattern` in 2"
+    report.write_text("<testsuites></testsuites>", encoding="utf-8")
+    assert compat.about(report) == ["", 0]
+    assert compat.cause({"about": ["", 0]}) == ""
+
+
 def test_every_version_that_is_to_be_tried_has_a_row():
     assert [row["transformers"] for row in rows(PAGE)] == compat.versions()
 

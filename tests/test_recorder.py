@@ -11,6 +11,9 @@ import recon
 from recon.ops import split_heads
 from recon.trace import held_bytes
 
+# Every test here is watched by the plugin: hooks or tensors that stay fail it.
+pytestmark = pytest.mark.recon_no_leaks
+
 HOOK_DICTS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -56,10 +59,12 @@ def test_captures_are_the_models_own_tensors(model, ids):
     def keep(module, args, output):
         seen[module] = output
 
-    for module in (block.attn.c_attn, block.mlp.act, block.ln_2):
-        module.register_forward_hook(keep)
+    modules = (block.attn.c_attn, block.mlp.act, block.ln_2)
+    handles = [module.register_forward_hook(keep) for module in modules]
     with torch.no_grad(), recon.capture(model) as recorder:
         model(ids)
+    for handle in handles:
+        handle.remove()
     for name, module in (("h.1.attn.qkv", block.attn.c_attn), ("h.1.ln_2", block.ln_2)):
         assert recorder.trace[name].data_ptr() == seen[module].data_ptr()
 
@@ -193,12 +198,13 @@ def test_a_decoding_step_shows_the_pattern_over_all_keys(make_model, ids, attent
 
 
 def test_leaving_takes_away_exactly_what_was_added(model, ids):
-    model.transformer.h[1].register_forward_hook(trivial_hook, always_call=True)
-    before = hooks_of(model)
-    with recon.capture(model):
-        assert hooks_of(model) != before
-        model(ids)
-    assert hooks_of(model) == before
+    block = model.transformer.h[1]
+    with block.register_forward_hook(trivial_hook, always_call=True):
+        before = hooks_of(model)
+        with recon.capture(model):
+            assert hooks_of(model) != before
+            model(ids)
+        assert hooks_of(model) == before
 
 
 def test_leaving_by_an_error_takes_away_exactly_what_was_added(model, ids):
@@ -249,6 +255,7 @@ def test_others_may_come_and_go_meanwhile(model, ids):
     assert list(block._forward_hooks) == [added.id]
     added.remove()
     assert len(hooks_of(model)) == len(before)
+    staying.remove()
 
 
 def test_hooks_that_someone_else_cleared_meanwhile_do_no_harm(model, ids):
@@ -509,7 +516,7 @@ def test_an_error_in_one_thread_leaves_the_others_alone(model, ids):
             started.wait(5)
             raise ValueError("only here")
 
-    model.transformer.h[1].register_forward_pre_hook(stop_one)
+    handle = model.transformer.h[1].register_forward_pre_hook(stop_one)
     with recon.capture(model) as recorder:
 
         def fail():
@@ -522,6 +529,7 @@ def test_an_error_in_one_thread_leaves_the_others_alone(model, ids):
             good.append(model(ids))
         started.set()
         bad.join()
+    handle.remove()
     assert sorted(trace.complete for trace in recorder.traces) == [False, True]
     recon.verify_trace(recorder.trace).check()
 
@@ -533,13 +541,14 @@ def test_leaving_while_another_thread_still_runs_marks_its_pass(model, ids):
         inside.set()
         leave.wait(5)
 
-    model.transformer.h[1].register_forward_pre_hook(wait)
+    handle = model.transformer.h[1].register_forward_pre_hook(wait)
     with recon.capture(model) as recorder:
         thread = threading.Thread(target=model, args=(ids,))
         thread.start()
         inside.wait(5)
     leave.set()
     thread.join()
+    handle.remove()
     (trace,) = recorder.traces
     assert trace.failure == "interrupted"
 
@@ -553,8 +562,8 @@ def test_a_trace_looked_at_during_its_pass_is_incomplete(model, ids):
     def look(module, args):
         seen.append(recorder.trace)
 
-    model.transformer.h[1].register_forward_pre_hook(look)
-    with recon.capture(model) as recorder:
+    block = model.transformer.h[1]
+    with block.register_forward_pre_hook(look), recon.capture(model) as recorder:
         model(ids)
     (early,) = seen
     assert (early.complete, early.failure) == (False, "still running")
