@@ -59,8 +59,8 @@ that a version does not have are skipped with that reason (`tests/versions.py`).
 {passes}
 
 The last column names the site that most failures are about. Up to 4.51 eager attention
-returns its pattern only where `output_attentions=True` asks for it. `recon verify` asks,
-and passes there; a capture that does not ask has no pattern to check, and what is
+returns its pattern only where `output_attentions=True` asks for it. `recon verify`
+does, and passes there; a capture that does not ask has no pattern to check, and what is
 absent is no pass.
 
 The lower bounds in `pyproject.toml`, transformers {transformers} and torch {torch},
