@@ -201,9 +201,13 @@ def test_a_noisy_machine_and_a_quiet_one_are_told_apart(found):
     said = shown(replace(found, times=(bare, loud, *clear)))
     assert "too noisy to tell what capture costs" in said
     assert said.count("within noise") == len(others)
+    foreign = replace(found, times=(bare, loud, *clear), hook=None)
+    assert "adds to a bare pass is within noise" in shown(foreign)
     said = shown(replace(found, times=(bare, quiet, *clear)))
     assert "too noisy" not in said
     assert "within noise" not in said
+    foreign = replace(found, times=(bare, quiet, *clear), hook=None)
+    assert "more than a bare pass" in shown(foreign)
 
 
 def test_leaks_are_shown_with_their_holders_and_nothing_is_sent_to_the_terminal(found):

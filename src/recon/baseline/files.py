@@ -94,7 +94,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         words = str(error).splitlines()[0]
         _damaged(path, f"it is no JSON ({words})")
     if not isinstance(plain, dict):
-        raise UsageError(f"{path} is JSON, but no baseline recorded by recon")
+        raise _foreign(path)
     return plain
 
 
@@ -111,7 +111,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _require_ours(path: Path, plain: dict[str, Any]) -> None:
     if plain.get("format") != FORMAT:
-        raise UsageError(f"{path} is JSON, but no baseline recorded by recon")
+        raise _foreign(path)
     version = plain.get("schema_version")
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
@@ -120,6 +120,13 @@ def _require_ours(path: Path, plain: dict[str, Any]) -> None:
             f"{path} has schema version {version}, this recon reads {SCHEMA_VERSION}; "
             f"{hint}"
         )
+
+
+def _foreign(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is JSON, but no baseline recorded by recon; recon baseline record "
+        "makes one"
+    )
 
 
 def _damaged(path: Path, why: str) -> NoReturn:

@@ -162,6 +162,8 @@ def _noise(profile: Profile) -> str:
 def _per_hook(profile: Profile) -> str:
     words = f"{profile.hooks} in one call"
     hook = profile.hook
+    if hook is None and not profile.overhead.tells(profile.noise):
+        return f"{words}; what the call adds to a bare pass is within noise"
     if hook is None:
         extra = profile.overhead.seconds - profile.times[0].seconds
         return f"{words}, which takes {_micro(extra)} more than a bare pass"
