@@ -77,7 +77,7 @@ class Reader:
         if names not in NAMES:
             raise UsageError(f"names={names!r}: expected one of {', '.join(NAMES)}")
         self._depth, self._tied, self._names = depth, tied_last, names
-        self._context = frozenset(_words(context)) - _STATES
+        self._context = frozenset(words_of(context)) - _STATES
         self._own = [_template(k, v, depth) for k, v in (claims or {}).items()]
 
     def read(self, name: str, entries: int | None = None) -> Claim:
@@ -99,7 +99,7 @@ class Reader:
         if self._names != "auto":
             return Claim(name, (), family)
         readings = tuple(self._loose(name, entries))
-        words = _words(name)
+        words = words_of(name)
         soft = not _KNOWN.issuperset(w for w in words if not w.isdigit())
         read = tuple(dict.fromkeys(readings))
         token, reduced = _token(words), _reduction(words)
@@ -124,7 +124,14 @@ class Reader:
         if (entry := _CACHE.search(name)) is not None:
             held = Site(f"attn.{'kv'[int(entry[2])]}", int(entry[1]))
             return (Reading(held),) if self.exists(held) else ()
+        readings: list[Reading] = []
+        if name in _SHORT:
+            readings.append(Reading(_SHORT[name]))
         for spelling in _spellings(name):
+            if spelling.removeprefix("transformer.") == "ln_f.input":
+                return (Reading(Site("resid_post", self._depth - 1)),)
+            if spelling == "lm_head.input":
+                return (Reading(Site("ln_f")),)
             if (state := _STATE.fullmatch(spelling)) is not None:
                 place = self.state(int(state[1]))
                 return (Reading(place),) if place is not None else ()
@@ -132,12 +139,10 @@ class Reader:
                 place = site(spelling)
             except UnknownSiteError:
                 continue
-            if not vocabularies.speaks(self._names, spelling, place):
-                continue
-            if not self.exists(place):
-                return ()
-            return (Reading(place), *_other_forms(spelling, place))
-        return ()
+            if vocabularies.speaks(self._names, spelling, place) and self.exists(place):
+                readings += (Reading(place), *_other_forms(spelling, place))
+        # h.3.mlp.out is a site of its own, and the output of the module h.3.mlp.
+        return tuple(dict.fromkeys(readings))
 
     @property
     def last(self) -> Site:
@@ -153,14 +158,20 @@ class Reader:
     # -- loose names -----------------------------------------------------------
 
     def _loose(self, name: str, entries: int | None) -> Iterator[Reading]:
-        words = _words(name)
+        words = words_of(name)
         numbers = [int(word) for word in words if word.isdigit()]
         bare = frozenset(word for word in words if not word.isdigit())
+        if "lens" in bare:
+            yield from self._lens(numbers)
+            return
         if bare & _OF_ANYTHING and not bare & _ATTENTION:
             return
-        if "last" in bare and not numbers and bare & _STATES:
-            numbers = [self._depth - 1]
         parts = _parts(bare)
+        if bare & _FINAL and not numbers and "resid_post" in parts:
+            yield Reading(Site("resid_post", self._depth - 1), convention="last block")
+            if not bare & _RESIDUAL:
+                yield Reading(self.last, convention="last state")
+            return
         if bare and bare <= _WEAK and len(numbers) > 1:
             parts = _HEADS
         elif bare <= _WEAK:
@@ -174,8 +185,13 @@ class Reader:
                 if Site(part).depth[0] != 1
             )
             return
-        number = numbers[0]
-        states = bool(bare & _STATES) or not parts or "resid_post" in parts
+        yield from self._numbered(name, numbers[0], bare, parts)
+
+    def _numbered(
+        self, name: str, number: int, bare: frozenset[str], parts: Sequence[str]
+    ) -> Iterator[Reading]:
+        """Yield what a number may count: blocks from 0 or from 1, or hidden states."""
+        states = not parts or "resid_post" in parts
         if bare & {"hidden", "hiddens", "hs"} and bare & {"states", "state", "hs"}:
             yield from self._as_state(number)
         for start in (0, 1):
@@ -190,6 +206,24 @@ class Reader:
         if states and (parts or bare & _STATES or not bare):
             yield from self._as_state(number)
 
+    def _lens(self, numbers: Sequence[int]) -> Iterator[Reading]:
+        """Yield the logits that a lens makes of a state, by ln_f and the unembedding.
+
+        The logit lens is nostalgebraist's (2020): interpreting GPT.
+        """
+        for number in numbers[:1]:
+            for start in (0, 1):
+                place = Site("resid_post", number - start)
+                if self.exists(place):
+                    yield self._through(place, f"lens from {start}")
+            if (state := self.state(number)) is not None:
+                yield self._through(state, "lens of hidden_states")
+
+    def _through(self, state: Site, convention: str) -> Reading:
+        last = state in (Site("ln_f"), Site("resid_post", self._depth - 1))
+        form = "" if last else f"made of ln_f of {state}"
+        return Reading(Site("logits"), form, convention)
+
     def _as_state(self, number: int) -> Iterator[Reading]:
         place = self.state(number)
         if place is not None:
@@ -200,6 +234,8 @@ def _in_block(part: str) -> bool:
     return Site(part, 0).depth[0] == 1
 
 
+# A short name of TransformerLens that is a site of its own here.
+_SHORT = {"embed": Site("wte")}
 _CACHE = re.compile(r"past_key_values?\.(\d+)\.([01])$")
 _STATE = re.compile(r"hidden_states?[.\[](\d+)\]?")
 
@@ -232,10 +268,14 @@ def _plain(name: str) -> str:
     def spelt(found: re.Match[str]) -> str:
         return f"{found[1]}{'one' if found[2] == '1' else 'two'}"
 
-    return re.sub(r"(?i)(ln|norm|layernorm)_?([12])(?!\d)", spelt, name)
+    plain = re.sub(r"(?i)(ln|norm|layernorm)_?([12])(?!\d)", spelt, name)
+    # fc_2 alone may well be that of block 2.
+    if len(_NUMBER.findall(plain)) > 1:
+        plain = re.sub(r"(?i)(fc|linear)_?([12])(?!\d)", spelt, plain)
+    return plain
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
     """Split ``hL3_attnOut`` into lower-case words and numbers."""
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", _plain(name))
     return [word.lower() for word in re.findall(r"[A-Za-z]+|\d+", spaced)]
@@ -256,6 +296,10 @@ _STATES = frozenset(
     }
     | {"state", "states", "stream", "hiddens", "acts", "activations", "activation"}
 )
+_STREAM = frozenset({"resid", "residual", "stream", "hidden", "state", "states"})
+_FINAL = frozenset({"last", "final"})
+_RESIDUAL = frozenset({"resid", "residual", "stream"})
+_NORM = frozenset({"ln", "norm", "layernorm", "lnf"})
 # Words that name a block, and not what of it.
 _WEAK = frozenset({"layer", "layers", "block", "blocks", "h", "l", "head", "heads"})
 _HEADS = ("attn.z", "attn.pattern", "attn.q", "attn.k", "attn.v", "attn.scores")
@@ -289,7 +333,8 @@ _KNOWN = (
             "feat", "feats", "vector", "vec", "vectors", "repr", "representation",
             "representations", "cache", "captured", "capture", "store", "stored",
             "tensor", "tensors", "data", "result", "results", "number", "num", "no",
-            "idx", "index",
+            "idx", "index", "w", "o", "up", "down", "fcone", "fctwo", "linearone",
+            "lineartwo", "intermediate", "lens",
         )
     )
 )  # fmt: skip
@@ -316,25 +361,61 @@ def _reduction(words: Sequence[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else ""
 
 
+# The linear maps of a block, as GPT-2 and other models call them: what is read at the
+# input of one, and what at its output.
+_LINEAR: Sequence[
+    tuple[frozenset[str], frozenset[str], tuple[str, ...], tuple[str, ...]]
+]
+_LINEAR = (
+    (frozenset({"proj"}), _ATTENTION, ("attn.z",),
+     ("attn.out", "attn_out", "attn.qkv")),
+    (frozenset({"c", "attn"}), frozenset(), ("ln_1",), ("attn.qkv",)),
+    (frozenset({"o", "proj"}), frozenset(), ("attn.z",), ("attn.out", "attn_out")),
+    (frozenset({"w", "o"}), frozenset(), ("attn.z",), ("attn.out", "attn_out")),
+    (frozenset({"proj", "up"}), frozenset(), ("ln_2",), ("mlp.pre",)),
+    (frozenset({"w", "up"}), frozenset(), ("ln_2",), ("mlp.pre",)),
+    (frozenset({"w", "in"}), _MLP, ("ln_2",), ("mlp.pre",)),
+    (frozenset({"fcone"}), frozenset(), ("ln_2",), ("mlp.pre",)),
+    (frozenset({"linearone"}), frozenset(), ("ln_2",), ("mlp.pre",)),
+    (frozenset({"proj", "down"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
+    (frozenset({"w", "down"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
+    (frozenset({"w", "out"}), _MLP, ("mlp.post",), ("mlp.out", "mlp_out")),
+    (frozenset({"fctwo"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
+    (frozenset({"lineartwo"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
+    (frozenset({"proj"}), _MLP, ("mlp.post",), ("mlp.out", "mlp_out")),
+    (frozenset({"fc"}), frozenset(), ("ln_2",), ("mlp.pre",)),
+)  # fmt: skip
+
+
+def _linear(words: frozenset[str]) -> tuple[str, ...]:
+    """Return what a name that holds a linear map's name may mean."""
+    for all_of, one_of, entering, leaving in _LINEAR:
+        if all_of <= words and (not one_of or words & one_of):
+            # Whoever calibrates keeps a map's input under its weight's name.
+            weight = "w" in all_of
+            said = bool((words - all_of) & {"in", "input", "inp", "inputs"})
+            return entering if said else (*leaving, *(entering if weight else ()))
+    return ()
+
+
 def _parts(words: frozenset[str]) -> tuple[str, ...]:
     """Return the parts of the vocabulary that words may mean, the likeliest first."""
+    if linear := _linear(words):
+        return linear
     rules: Sequence[tuple[bool, tuple[str, ...]]] = (
         (bool(words & {"logits", "logit"}), ("logits",)),
         (bool(words & {"wpe", "pos", "position", "positional"}), ("wpe",)),
         (bool(words & {"wte", "tok"}), ("wte",)),
         ({"token", "embed"} <= words or {"token", "embedding"} <= words, ("wte",)),
         (bool(words & {"embed", "embedding", "embeddings", "emb"}), ("embed", "wte")),
-        (
-            bool(words & {"lnf", "ln_f", "final"}) and not words & (_ATTENTION | _MLP),
-            ("ln_f",),
-        ),
+        (bool(words & _FINAL) and bool(words & _STATES) and not words & _NORM,
+         ("resid_post",)),
+        (bool(words & {"lnf", "final"}) and not words & (_ATTENTION | _MLP),
+         ("ln_f",)),
         ({"ln", "f"} <= words, ("ln_f",)),
         (bool(words & {"lnone", "normone", "layernormone"}), ("ln_1",)),
         (bool(words & {"lntwo", "normtwo", "layernormtwo"}), ("ln_2",)),
-        ("fc" in words, ("mlp.pre",)),
-        ("proj" in words and bool(words & _MLP), ("mlp.out", "mlp_out")),
-        ("proj" in words and bool(words & _ATTENTION), ("attn.out", "attn_out")),
-        (bool(words & {"qkv"}) or {"c", "attn"} <= words, ("attn.qkv",)),
+        ("qkv" in words, ("attn.qkv",)),
         (bool(words & {"pattern", "patterns", "probs", "weights"}), ("attn.pattern",)),
         (bool(words & {"attentions"}), ("attn.pattern",)),
         (bool(words & {"scores", "score"}), ("attn.scores",)),
@@ -343,6 +424,9 @@ def _parts(words: frozenset[str]) -> tuple[str, ...]:
         (bool(words & {"v", "value", "values"}), ("attn.v",)),
         (bool(words & {"z", "head", "heads"}), _HEADS),
         (bool(words & {"mid", "middle"}), ("resid_mid",)),
+        ("intermediate" in words and not words & _MLP and bool(words & _STREAM),
+         ("resid_mid", "resid_post", "resid_pre")),
+        ("intermediate" in words and not words & _STREAM, ("mlp.post", "mlp.pre")),
         (bool(words & _MLP) and bool(words & _IN), ("mlp.pre", "ln_2", "resid_mid")),
         (bool(words & _MLP) and "post" in words, ("mlp.post", "mlp_out", "mlp.out")),
         (bool(words & (_MLP | {"act", "neurons", "neuron", "gelu"})) and

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from recon.auditing import quantities
+from recon.auditing import formulas
 from recon.auditing.quantities import Quantity
 from recon.ops import LayerNorm, Linear
 from recon.sites import Site
@@ -24,8 +24,8 @@ def shown(trace: Trace, place: Site, form: str) -> Quantity | None:
     """Return a site in a form, or None if the site has no such form."""
     first, *rest = form.split(", ")
     if first not in _STEPS:
-        return quantities.derived(trace, place, form)
-    begin = _values if "by head" in form else quantities.derived
+        return formulas.derived(trace, place, form)
+    begin = _values if "by head" in form else formulas.derived
     found = begin(trace, place, "")
     for step in (first, *rest):
         found = None if found is None else _STEPS[step](trace, found)
@@ -34,7 +34,7 @@ def shown(trace: Trace, place: Site, form: str) -> Quantity | None:
 
 def _values(trace: Trace, place: Site, form: str) -> Quantity | None:
     """Return what a head's share of a site is made of."""
-    return quantities.derived(trace, place.at("attn.z"), form)
+    return formulas.derived(trace, place.at("attn.z"), form)
 
 
 def _with(one: Quantity, tensor: Tensor, words: str) -> Quantity:

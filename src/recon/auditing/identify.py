@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from recon.auditing import quantities
+from recon.auditing import forms, formulas, quantities
 from recon.auditing.content import WHOLE, Part, along, joined
 from recon.auditing.layouts import Layout, layout
 from recon.auditing.near import Near, Neighbourhood, allowance
@@ -189,7 +189,7 @@ class Catalogue:
 
     @cached_property
     def _missplit(self) -> Shelf:
-        return Shelf(q for trace in self.current for q in quantities.missplit(trace))
+        return Shelf(q for trace in self.current for q in forms.missplit(trace))
 
     @cached_property
     def _earlier(self) -> Shelf:
@@ -249,7 +249,7 @@ class Catalogue:
         trace = self.current[0]
         others = (q for q in self._sites if q.site not in trace)
         return Neighbourhood(
-            [*quantities.computed(trace), *quantities.missplit(trace), *others],
+            [*quantities.computed(trace), *forms.missplit(trace), *others],
             quantities.parameters(trace),
         )
 
@@ -259,9 +259,9 @@ class Catalogue:
         return Neighbourhood(
             [
                 *quantities.computed(trace),
-                *quantities.reshaped(trace),
-                *quantities.reductions(trace, self._mask),
-                *quantities.layer_means(trace),
+                *forms.reshaped(trace),
+                *forms.reductions(trace, self._mask),
+                *forms.layer_means(trace),
             ],
             quantities.parameters(trace),
         )
@@ -275,7 +275,7 @@ class Catalogue:
             one
             for place in dict.fromkeys(wanted)
             for trace in [t for t in self.current if place in t][:1]
-            for one in quantities.pointwise(trace, place)
+            for one in forms.pointwise(trace, place)
         ]
         return Neighbourhood(made, sums=False)
 
@@ -284,7 +284,7 @@ class Catalogue:
             one
             for place in dict.fromkeys(wanted)
             for trace in [t for t in self.current if place in t][:1]
-            for one in quantities.other_formulas(trace, place, deep=True)
+            for one in formulas.other_formulas(trace, place, deep=True)
         ]
         return Neighbourhood(made, quantities.parameters(self.current[0]))
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from recon.auditing import designs, quantities
+from recon.auditing import designs, forms
 from recon.auditing.bench import Bench, Match
 from recon.auditing.calls import Call
 from recon.auditing.claims import Claim, Reader, Reading
@@ -151,7 +151,7 @@ class Judge:
         slim = tensor.squeeze()
         if slim.ndim >= trace[reading.site].squeeze().ndim:
             return None
-        for made in quantities.reductions(trace, self._bench.mask, [reading.site]):
+        for made in forms.reductions(trace, self._bench.mask, [reading.site]):
             if made.tensor.squeeze().shape == slim.shape:
                 gap = apart(made.tensor.squeeze(), slim)
                 if gap <= max(allowance(slim.dtype), allowance(made.tensor.dtype)):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from recon.auditing import quantities
+from recon.auditing import formulas
 from recon.auditing.bench import Bench
 from recon.auditing.calls import Call
 from recon.auditing.claims import Claim
@@ -100,7 +100,7 @@ def _as_by_itself(bench: Bench, one: Judgement) -> bool:
     clean, reading = bench.call.clean, one.reading
     if clean is None or reading is None:
         return False
-    made = quantities.derived(clean, reading.site, reading.form)
+    made = formulas.derived(clean, reading.site, reading.form)
     whole = made is not None and one.tensor.shape == made.tensor.shape
     if made is None or not whole or bench.call.situation.train:
         return False

@@ -31,6 +31,8 @@ def registrations() -> Iterator[Registered]:
 
     def noting(self: RemovableHandle, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
+        if _by_torch(sys._getframe(1)):
+            return
         seen.keys.add(self.id)
         if _entering(sys._getframe(1)):
             seen.managed.add(self.id)
@@ -40,6 +42,12 @@ def registrations() -> Iterator[Registered]:
         yield seen
     finally:
         RemovableHandle.__init__ = original  # type: ignore[method-assign]
+
+
+def _by_torch(frame: FrameType) -> bool:
+    """Whether torch itself hooks a gradient, to call a module's backward hooks."""
+    near = (frame, frame.f_back, frame.f_back and frame.f_back.f_back)
+    return any(f and f.f_code.co_qualname.startswith("BackwardHook.") for f in near)
 
 
 def _entering(frame: FrameType | None) -> bool:

@@ -137,6 +137,13 @@ RULES = (
         "Compare shapes strictly; allclose broadcasts.",
     ),
     Rule(
+        "RC116",
+        "wrong-edit",
+        "error",
+        "The name promises a pass with an edit or without, and it is of the other.",
+        "Return the new tensor from the hook; take edits off before a clean run.",
+    ),
+    Rule(
         "RC120",
         "unclaimed",
         "note",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recon import gpt2
+from recon.auditing import promises
 from recon.auditing.calls import (
     Call,
     Caller,
@@ -230,6 +231,7 @@ class _Session:
         if self.caller is None and call.clean is not None:
             judged = by_each_other(judged, call.clean)
         self._conventions = judge.conventions
+        self._found += promises.broken(call, judged)
         if main:
             self._few(call, judged)
         for one in judged:

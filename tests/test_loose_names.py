@@ -1,0 +1,44 @@
+"""Loose names: what may be meant by a name that is in nobody's vocabulary."""
+
+import pytest
+
+from recon.auditing.claims import Reader
+
+# name: the parts of block 3 that it may mean
+READINGS = {
+    "layer3.attn.c_attn": {"attn.qkv"},
+    "layer3.attn.c_attn.input": {"ln_1"},
+    "layer_3_attn_c_proj": {"attn.out", "attn_out", "attn.qkv"},
+    "layer3.attn.c_proj.input": {"attn.z"},
+    "layer3.attn.W_O": {"attn.out", "attn_out", "attn.z"},
+    "layers.3.self_attn.o_proj": {"attn.out", "attn_out", "attn.qkv"},
+    "layer3.mlp.c_fc": {"mlp.pre"},
+    "layer3.mlp.c_fc.input": {"ln_2"},
+    "block3.mlp.c_proj": {"mlp.out", "mlp_out"},
+    "block3.mlp.c_proj.inp": {"mlp.post"},
+    "layer_3_up_proj": {"mlp.pre"},
+    "layer_3_down_proj": {"mlp.out", "mlp_out"},
+    "layer3.mlp.W_down.input": {"mlp.post"},
+    "layer_3_fc1": {"mlp.pre"},
+    "layer_3_fc2": {"mlp.out", "mlp_out"},
+    "fc_3": {"mlp.pre"},
+    "layer_3_intermediate": {"mlp.post", "mlp.pre"},
+    "intermediate_residual_3": {"resid_mid", "resid_post", "resid_pre"},
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_loose_name_has_its_honest_readings(name):
+    claim = Reader(depth=12, tied_last=True).read(name)
+    assert {r.site.part for r in claim.readings if r.site.layer == 3} == READINGS[name]
+    assert not claim.strict
+
+
+def test_a_number_that_belongs_to_a_map_is_not_that_of_the_block():
+    claim = Reader(depth=12, tied_last=True).read("fc1_layer_3")
+    assert {r.site.layer for r in claim.readings} == {3, 2}  # from 0, or from 1
+
+
+def test_a_weight_named_without_a_side_does_not_hide_another_map():
+    claim = Reader(depth=12, tied_last=True).read("layer3.attn.W_O")
+    assert "mlp.post" not in {r.site.part for r in claim.readings}
