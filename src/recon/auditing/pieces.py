@@ -11,7 +11,7 @@ from torch import Tensor
 from recon.auditing import formulas
 from recon.auditing.bench import Bench
 from recon.auditing.calls import Call
-from recon.auditing.claims import Claim
+from recon.auditing.claims import Claim, words_of
 from recon.auditing.handed import ANOTHER_ORDER, other_inputs
 from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
@@ -24,6 +24,7 @@ from recon.trace import Trace
 _ON_PURPOSE = frozenset(
     {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
 )
+_NARROW = frozenset({"half", "fp", "bf", "float", "bfloat", "int", "quantized"})
 _HAND_ON = "Run the model on what the function is given: tokens, positions and mask."
 _INDEX = "Index the axis that the name speaks of; [:, -1] is the last token."
 _AXES = {"B": "row", "T": "token", "H": "head"}
@@ -55,6 +56,10 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
         lost = "B" in exact.held and bench.call.situation.rows > 1
         rule = "dropped-batch" if lost else "wrong-tokens"
         return replace(one, rule=rule, sentence=f"{sentence}: {words}", mend=_INDEX)
+    if _looks_wider(bench, one, exact):
+        kind = str(one.tensor.dtype).removeprefix("torch.")
+        said = f"{sentence}, and kept as {kind}, which hides it"
+        return replace(one, rule="reduced-precision", sentence=said, severity="warning")
     if _as_by_itself(bench, one):
         return replace(one, notes=tuple(_remarks(one, exact)))
     if _fewer_tokens(bench, exact):
@@ -93,6 +98,16 @@ def _broken_promise(bench: Bench, claim: Claim, exact: Exact) -> str:
     else:
         kept = count == 1
     return "" if kept else f"not the {claim.token} token, as its name says"
+
+
+def _looks_wider(bench: Bench, one: Judgement, exact: Exact) -> bool:
+    """Whether digits were lost that the model and the capture's dtype seem to have."""
+    if exact.cast is None or _NARROW & set(words_of(one.name)):
+        return False
+    clean, place = bench.call.clean, exact.quantity.site
+    usual = exact.quantity.tensor if clean is None else clean.tensors.get(place)
+    has = one.tensor.dtype.itemsize
+    return usual is not None and min(usual.dtype.itemsize, has) > exact.cast.itemsize
 
 
 def _as_by_itself(bench: Bench, one: Judgement) -> bool:
