@@ -12,6 +12,7 @@ from torch import Tensor
 from recon import gpt2
 from recon.auditing.forms import UNARY, apply, divisor, fits, normalized
 from recon.auditing.quantities import Quantity, axes_of
+from recon.auditing.rerouting import rerouted
 from recon.auditing.scores import other_attention
 from recon.facts import Identity
 from recon.ops import (
@@ -113,6 +114,7 @@ def other_formulas(
         op = Slice("qkv".index(place.part[-1]), 3, trace.facts.heads)
         for one in other_formulas(trace, whole):
             yield Quantity(place, op(one.tensor), axes_of(place), one.form)
+        yield from _other_biases(trace, place)
         return
     if place.part in ("attn.pattern", "attn.scores", "attn.z"):
         yield from other_attention(trace, place)
@@ -137,6 +139,23 @@ def other_formulas(
         if deep:
             for words, tensor in _of_other_forms(identity, inputs[0], trace):
                 yield replace(named, tensor=tensor, form=words)
+    if deep:
+        yield from rerouted(trace, place)
+
+
+def _other_biases(trace: Trace, place: Site) -> Iterator[Quantity]:
+    """Yield q, k or v with the bias of another of the three."""
+    maker = trace.facts.makers.get(place.at("attn.qkv"))
+    if not isinstance(maker, Linear) or place not in trace:
+        return
+    heads = trace.facts.heads
+    three = [bias.view(heads, 1, -1) for bias in maker.bias.detach().chunk(3)]
+    mine = "qkv".index(place.part[-1])
+    for number, other in enumerate(three):
+        if number != mine:
+            made = trace[place] - three[mine] + other
+            part = place.at(f"attn.{'qkv'[number]}")
+            yield Quantity(place, made, axes_of(place), f"with the bias of {part}")
 
 
 def _of_other_inputs(

@@ -12,13 +12,17 @@ from recon.auditing import quantities
 from recon.auditing.bench import Bench
 from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
-from recon.auditing.near import Near
+from recon.auditing.near import Near, allowance, apart
 from recon.auditing.pieces import other_pass, overwritten
 from recon.sites import Site
 from recon.trace import sources
 
 # As many equal values are no accident, and what is further away than this is not near.
 _SOME, _FAR = 0.02, 0.5
+_MOST_SHOWN = 4
+_AXES = {"B": "row", "T": "token", "H": "head"}
+# The rule that is broken where some rows, or some tokens, are not those of the site.
+_MISSED = {"B": "dropped-batch", "T": "wrong-tokens"}
 # A shift by more tokens is no slip of an index.
 _FURTHEST = 3
 
@@ -97,6 +101,10 @@ def _as_near(
         if words := _shifted(bench, one, claimed):
             said = f"`{one.name}` is {words}"
             return replace(one, rule="wrong-tokens", sentence=said, found=words)
+        axis, words = _but_for(bench, one, claimed)
+        if words:
+            said, name = f"`{one.name}` is {words}", _MISSED.get(axis, "unexplained")
+            return replace(one, rule=name, sentence=said, found=words)
         words = f"{sentence}{_partly(bench, one, claimed)}"
         return replace(one, rule="unexplained", sentence=words)
     if near.how == "sum":
@@ -112,6 +120,27 @@ def _as_near(
     if quantity.form:
         return replace(one, rule="wrong-formula")
     return replace(one, rule=_other_site(quantity.site, claimed))
+
+
+def _but_for(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
+    """Say at which few rows, tokens or heads a tensor differs from the site."""
+    mine = one.tensor.detach().cpu()
+    for trace in bench.catalogue.current:
+        known = trace.get(claimed)
+        if known is None or known.shape != mine.shape:
+            continue
+        for axis, name in enumerate(quantities.axes_of(claimed)):
+            pairs = zip(known.cpu().unbind(axis), mine.unbind(axis), strict=True)
+            near = [apart(a, b) <= allowance(mine.dtype) for a, b in pairs]
+            off = [number for number, close in enumerate(near) if not close]
+            if name in _AXES and 0 < len(off) <= len(near) // 2:
+                blank = not bool(mine.index_select(axis, torch.tensor(off)).any())
+                which = ", ".join(map(str, off[:_MOST_SHOWN]))
+                more = ", ..." if len(off) > _MOST_SHOWN else ""
+                several = "s" if len(off) > 1 else ""
+                words = f"{claimed} but for {_AXES[name]}{several} {which}{more}"
+                return name, words + (", where zeros stand" if blank else "")
+    return "", ""
 
 
 def _partly(bench: Bench, one: Judgement, claimed: Site) -> str:
