@@ -125,8 +125,6 @@ class Reader:
             held = Site(f"attn.{'kv'[int(entry[2])]}", int(entry[1]))
             return (Reading(held),) if self.exists(held) else ()
         readings: list[Reading] = []
-        if name in _SHORT:
-            readings.append(Reading(_SHORT[name]))
         for spelling in _spellings(name):
             if spelling.removeprefix("transformer.") == "ln_f.input":
                 return (Reading(Site("resid_post", self._depth - 1)),)
@@ -141,6 +139,7 @@ class Reader:
                 continue
             if vocabularies.speaks(self._names, spelling, place) and self.exists(place):
                 readings += (Reading(place), *_other_forms(spelling, place))
+        readings += [Reading(_SHORT[name])] if name in _SHORT else []
         # h.3.mlp.out is a site of its own, and the output of the module h.3.mlp.
         return tuple(dict.fromkeys(readings))
 
@@ -328,6 +327,7 @@ _KNOWN = (
             "queries", "k", "key", "keys", "v", "value", "values", "z", "mid",
             "middle", "act", "acts", "neurons", "neuron", "gelu", "norm",
             "layernorm", "last", "first", "mean", "avg", "average", "pooled", "max",
+            "min", "var", "variance", "std", "norm",
             "row", "rows", "sample", "example", "prompt", "batch", "b", "t", "d",
             "transformer", "gpt", "model", "decoder", "hook", "feature", "features",
             "feat", "feats", "vector", "vec", "vectors", "repr", "representation",
@@ -345,7 +345,8 @@ _ENDS = {"last": "last", "final": "last", "first": "first"}
 _REDUCTIONS = {
     "mean": "averaged", "avg": "averaged", "average": "averaged",
     "averaged": "averaged", "max": "largest", "maximum": "largest",
-    "sum": "summed", "summed": "summed",
+    "sum": "summed", "summed": "summed", "min": "smallest", "minimum": "smallest",
+    "var": "variance", "variance": "variance", "std": "deviation",
 }  # fmt: skip
 
 

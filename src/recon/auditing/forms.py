@@ -151,6 +151,12 @@ def reductions(
             yield Quantity(place, x.mean(axis), rest, f"averaged over {word}")
             yield Quantity(place, x.sum(axis), rest, f"summed over {word}")
             yield Quantity(place, x.amax(axis), rest, f"largest over {word}")
+            yield Quantity(place, x.amin(axis), rest, f"smallest over {word}")
+            for less in (0, 1)[: x.shape[axis]]:
+                means = f" over {word}" + (" (over n-1)" if less else "")
+                spread = x.var(axis, correction=less)
+                yield Quantity(place, spread, rest, f"variance{means}")
+                yield Quantity(place, spread.sqrt(), rest, f"deviation{means}")
         norm = x.norm(dim=-1)
         yield Quantity(place, norm, axes[:-1], "as the norm of each vector")
 

@@ -25,10 +25,12 @@ _ON_PURPOSE = frozenset(
     {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
 )
 _NARROW = frozenset({"half", "fp", "bf", "float", "bfloat", "int", "quantized"})
-_HAND_ON = "Run the model on what the function is given: tokens, positions and mask."
+HAND_ON = "Run the model on what the function is given: tokens, positions and mask."
 _INDEX = "Index the axis that the name speaks of; [:, -1] is the last token."
 _AXES = {"B": "row", "T": "token", "H": "head"}
-REDUCED = ("averaged", "summed", "largest", "as the norm")
+REDUCED = (
+    "averaged", "summed", "largest", "smallest", "variance", "deviation", "as the norm"
+)  # fmt: skip
 
 
 def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
@@ -40,7 +42,7 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
     if not exact.layout.honest:
         if words := other_pass(bench, exact):
             said = f"{sentence}, in a pass on {words}"
-            return replace(one, rule="other-run", sentence=said, mend=_HAND_ON)
+            return replace(one, rule="other-run", sentence=said, mend=HAND_ON)
         return replace(one, rule="wrong-layout")
     if one.claim.strict and "B" in exact.layout.axes[1:]:
         words = f"{sentence}: its first axis is not the rows of the batch"
@@ -68,7 +70,7 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
     if words := other_pass(bench, exact):
         said = f"{sentence}, in a pass on {words}"
         name = "wrong-tokens" if words == ANOTHER_ORDER else "other-run"
-        return replace(one, rule=name, sentence=said, cause=words, mend=_HAND_ON)
+        return replace(one, rule=name, sentence=said, cause=words, mend=HAND_ON)
     if len(set(exact.taken)) < len(exact.taken):
         rules = {"B": "dropped-batch", "T": "wrong-tokens"}
         return replace(one, rule=rules.get(exact.axis, "wrong-layout"))

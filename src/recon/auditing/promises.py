@@ -47,13 +47,17 @@ def broken(call: Call, judged: Sequence[Judgement]) -> Iterator[Finding]:
         yield finding("wrong-edit", said, places=[o.name for o in edited], run=run)
     changed = [one for one in clean if not _clean(call, one.tensor)]
     if changed:
-        said = f"`{changed[0].name}` promises no edit, and is of a pass that was edited"
+        said = (
+            f"`{changed[0].name}` promises no edit, and is of a pass that computed "
+            "something else than the model does by itself"
+        )
         yield finding("wrong-edit", said, places=[o.name for o in changed], run=run)
 
 
 def _of(trace: Trace, tensor: Tensor) -> bool:
-    """Whether a tensor is, bit for bit, something of a pass."""
-    return Catalogue([("", trace)]).exact(tensor, lambda one: not one.form) is not None
+    """Whether a tensor is, bit for bit, something of a pass, each row once."""
+    found = Catalogue([("", trace)]).exact(tensor, lambda one: not one.form)
+    return found is not None and len(set(found.taken)) == len(found.taken)
 
 
 def _clean(call: Call, tensor: Tensor) -> bool:

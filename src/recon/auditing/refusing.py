@@ -10,10 +10,11 @@ import torch
 from recon import gpt2
 from recon.auditing import quantities
 from recon.auditing.bench import Bench
+from recon.auditing.handed import other_inputs
 from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import Near, allowance, apart
-from recon.auditing.pieces import other_pass, overwritten
+from recon.auditing.pieces import HAND_ON, other_pass, overwritten
 from recon.sites import Site
 from recon.trace import sources
 
@@ -101,6 +102,11 @@ def _as_near(
         if words := _shifted(bench, one, claimed):
             said = f"`{one.name}` is {words}"
             return replace(one, rule="wrong-tokens", sentence=said, found=words)
+        words, cause = _together(bench, one, claimed)
+        if words:
+            said = f"`{one.name}` is {words}"
+            one = replace(one, sentence=said, found=words, mend=HAND_ON, cause=cause)
+            return replace(one, rule="other-run")
         axis, words = _but_for(bench, one, claimed)
         if words:
             said, name = f"`{one.name}` is {words}", _MISSED.get(axis, "unexplained")
@@ -120,6 +126,22 @@ def _as_near(
     if quantity.form:
         return replace(one, rule="wrong-formula")
     return replace(one, rule=_other_site(quantity.site, claimed))
+
+
+def _together(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
+    """Say of which passes' pieces a tensor was put together, and what is odd in one."""
+    held = [trace for trace in bench.call.passes if claimed in trace]
+    odd = next((w for trace in held if (w := other_inputs(trace, bench.call))), "")
+    for axis, name in enumerate(quantities.axes_of(claimed)):
+        shapes = [list(trace[claimed].shape) for trace in held]
+        alike = len({tuple(s[:axis] + s[axis + 1 :]) for s in shapes}) == 1
+        if len(held) < 2 or not alike or name not in _AXES or not odd:
+            continue
+        whole = torch.cat([trace[claimed] for trace in held], axis).cpu()
+        if torch.equal(whole, one.tensor.detach().cpu()):
+            count = f"put together from {len(held)} passes, some on {odd}"
+            return f"{claimed}, {count}", odd
+    return "", ""
 
 
 def _but_for(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
