@@ -1134,3 +1134,76 @@ def neurons(model, input_ids):
         for i, b in enumerate(model.transformer.h)
     }
     return _outputs(model, modules, input_ids)
+
+
+@right("inputs of the linear maps, under other models' names for them")
+def inputs_of_linear_maps(model, input_ids):
+    kept, handles = {}, []
+
+    def keep(name):
+        return lambda module, args, output: kept.update({name: args[0].detach()})
+
+    try:
+        for i, block in enumerate(model.transformer.h):
+            for name, module in (
+                ("attn.c_attn", block.attn.c_attn),
+                ("attn.W_O", block.attn.c_proj),
+                ("mlp.up_proj", block.mlp.c_fc),
+                ("mlp.down_proj", block.mlp.c_proj),
+            ):
+                hook = keep(f"layer{i}.{name}.input")
+                handles.append(module.register_forward_hook(hook))
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
+@right("the parts whose sum is the stream, named as TransformerLens names them")
+def parts_of_the_stream(model, input_ids):
+    body, parts = model.transformer, {}
+    with ExitStack() as hooks, torch.no_grad():
+        modules = {"embed": body.wte, "pos_embed": body.wpe}
+        for i, block in enumerate(body.h):
+            modules |= {f"h.{i}.attn.out": block.attn, f"h.{i}.mlp.out": block.mlp}
+        for name, module in modules.items():
+
+            def keep(module, args, output, name=name):
+                parts[name] = output[0] if isinstance(output, tuple) else output
+
+            hooks.callback(module.register_forward_hook(keep).remove)
+
+        def last(module, args):
+            parts["final_resid"] = args[0]
+
+        hooks.callback(body.ln_f.register_forward_pre_hook(last).remove)
+        model(input_ids)
+    return parts
+
+
+@right("a logit lens, each layer's state through ln_f and the unembedding")
+def logit_lens(model, input_ids):
+    with torch.no_grad():
+        out = model(input_ids, output_hidden_states=True)
+        early = out.hidden_states[1:-1]
+        lens = [model.lm_head(model.transformer.ln_f(state)) for state in early]
+    return {f"logit_lens_{i}": one for i, one in enumerate([*lens, out.logits])}
+
+
+@right("gradients from full backward hooks, taken off after the pass", notes={"RC203"})
+def gradients_of_mlps(model, input_ids):
+    grads, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+        handles.append(
+            block.mlp.register_full_backward_hook(
+                lambda module, before, after, i=i: grads.update({i: after[0].clone()})
+            )
+        )
+    with torch.enable_grad():
+        model(input_ids, labels=input_ids).loss.backward()
+    for handle in handles:
+        handle.remove()
+    model.zero_grad(set_to_none=True)
+    return {f"grad_mlp_out_{i}": grads[i] for i in sorted(grads)}

@@ -2244,3 +2244,134 @@ def steers_a_row_unsafely(model, input_ids):
         model(input_ids)
     handle.remove()
     return store
+
+
+@wrong(row="new", rules={"RC105"}, sites="h.*.mlp_out")
+def mlp_from_before_attention(model, input_ids):
+    """A block written anew feeds its MLP from the block's input, as GPT-J does."""
+    kept = {}
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+        for i, block in enumerate(model.transformer.h):
+            kept[f"mlp_out_{i}"] = block.mlp(block.ln_2(states[i]))
+    return kept
+
+
+@wrong(row="new", rules={"RC105"}, sites="h.*.attn.k")
+def keys_with_the_bias_of_queries(model, input_ids):
+    """Keys are computed from the weights, with the queries' bias."""
+    kept, width = {}, model.config.n_embd
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+        for i, block in enumerate(model.transformer.h):
+            weight, bias = block.attn.c_attn.weight, block.attn.c_attn.bias
+            keys = block.ln_1(states[i]) @ weight[:, width : 2 * width]
+            kept[f"k_{i}"] = keys + bias[:width]
+    return kept
+
+
+@wrong(row="new", rules={"RC114"}, sites="h.*.resid_post")
+def buffer_that_is_not_filled(model, input_ids):
+    """A buffer is filled token by token, and the loop stops one short."""
+    kept = {}
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+    for i in range(len(model.transformer.h) - 1):
+        kept[f"resid_post_{i}"] = torch.zeros_like(states[i + 1])
+        for token in range(input_ids.shape[1] - 1):
+            kept[f"resid_post_{i}"][:, token] = states[i + 1][:, token]
+    return kept
+
+
+@wrong(row="new", rules={"RC107"}, sites="h.*.resid_post")
+def windows_without_context(model, input_ids):
+    """The prompt is cut into windows that run apart, each from position 0."""
+    windows = []
+    with torch.no_grad():
+        for ids in input_ids.split(4, dim=1):
+            windows.append(model(ids, output_hidden_states=True).hidden_states)
+    layers = range(len(model.transformer.h) - 1)
+    return {f"hidden_{i}": torch.cat([w[i + 1] for w in windows], 1) for i in layers}
+
+
+@wrong(row="new", rules={"RC105"}, sites="logits")
+def lens_through_two_norms(model, input_ids):
+    """A logit lens norms the last hidden state, which is normed already."""
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+        lens = [model.lm_head(model.transformer.ln_f(state)) for state in states[1:]]
+    return {f"logit_lens_{i}": logits for i, logits in enumerate(lens)}
+
+
+@wrong(row="new", rules={"RC116"})
+def corrupted_run_is_the_clean_one(model, input_ids):
+    """A hook's setdefault hands the clean run's states to the corrupted one."""
+    store, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+        handles.append(
+            block.register_forward_hook(
+                lambda module, args, output, i=i: store.setdefault(i, output)
+            )
+        )
+    try:
+        with torch.no_grad():
+            model(input_ids)
+            corrupted = model(input_ids.flip(1)).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {"corrupted_logits": corrupted}
+
+
+@wrong(row="new", rules={"RC116"})
+def clean_rows_are_corrupted(model, input_ids):
+    """Half of a doubled batch is corrupted, and the clean half is the wrong one."""
+    both = torch.cat([input_ids.flip(1), input_ids])
+    with torch.no_grad():
+        states = model(both, output_hidden_states=True).hidden_states
+    layers = range(len(model.transformer.h) - 1)
+    return {f"clean_layer_{i}": states[i + 1][: len(input_ids)] for i in layers}
+
+
+@wrong(row="new", rules={"RC112"}, sites="h.*.mlp.out")
+def half_precision_in_disguise(model, input_ids):
+    """Captures are rounded to bfloat16, and kept as float32."""
+    kept, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+        handles.append(
+            block.mlp.c_proj.register_forward_hook(
+                lambda module, args, output, i=i: kept.update(
+                    {f"h.{i}.mlp.out": output.bfloat16().float()}
+                )
+            )
+        )
+    try:
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
+@wrong(row="new", rules={"RC105"}, sites="h.*.mlp.post")
+def variance_and_mean_swapped(model, input_ids):
+    """What torch.var_mean returns is taken the other way round."""
+    kept, handles = {}, []
+
+    def keep(i):
+        def hook(module, args, output):
+            mean, variance = torch.var_mean(output, dim=1)
+            kept[f"mean_act_{i}"], kept[f"var_act_{i}"] = mean, variance
+
+        return hook
+
+    try:
+        for i, block in enumerate(model.transformer.h):
+            handles.append(block.mlp.act.register_forward_hook(keep(i)))
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
