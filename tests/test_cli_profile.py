@@ -14,13 +14,13 @@ from rich.console import Console
 import recon
 from recon import cli
 from recon.profiling.holders import Holder
-from recon.profiling.leaks import Leak
+from recon.profiling.leaks import Leak, Round
 from recon.profiling.memory import Allocator
 from recon.profiling.results import AGAIN
 from recon.report.bytes import block_of, by_part, part_of
 from recon.report.json import profile_text, schema_text
 from recon.report.plot import profile_picture
-from recon.report.profile import render
+from recon.report.profile import facts, render
 
 PAGE = (Path(__file__).parents[1] / "docs" / "profile.md").read_text("utf-8")
 QUICK = ("--rounds", "2", "--leak-rounds", "3")
@@ -248,3 +248,23 @@ def test_bytes_of_a_part_are_those_of_its_sites(found):
 def test_the_same_profile_draws_the_same_picture(found):
     assert profile_picture(found, "svg").startswith(b"<?xml")
     assert b"h.*.attn.qkv" in profile_picture(found, "svg")
+
+
+def test_a_call_that_takes_no_more_than_noise_is_not_said_to_take_less(found):
+    bare, again, *_ = found.times
+    slower = replace(bare, name=found.target, seconds=bare.seconds + 1, low=9.0, high=9)
+    quick = replace(bare, name=found.target, seconds=bare.seconds / 2)
+    for last, said in ((quick, "within noise"), (slower, "1000000.0 us more than")):
+        one = replace(
+            found, hook=None, times=(bare, replace(again, low=1, high=1), last)
+        )
+        assert said in dict(facts(one))["hooks"]
+
+
+def test_bytes_that_each_round_adds_are_told_in_full(found):
+    rounds = tuple(Round(n * 122_880, 0, 0, 0) for n in range(4))
+    one = replace(found, watch=replace(found.watch, rounds=rounds))
+    assert (
+        "a round adds 122,880 [122,880, 122,880] bytes"
+        in dict(facts(one))["leak watch"]
+    )

@@ -190,6 +190,7 @@ def test_weights_that_are_missing_are_not_made_up(make_model, tmp_path):
         ("random:", "random: is unknown"),
         ("no-such-model", "cannot load model 'no-such-model'"),
         ("bundle", r"\(did you mean bundled\?\)"),
+        ("gtp2-medium", r"\(did you mean gpt2-medium\?\)"),
         ("./nowhere", "./nowhere does not exist; expected a directory"),
         ("/no/such/place", "does not exist"),
         ("~/no-such-place", "does not exist"),

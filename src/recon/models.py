@@ -181,13 +181,16 @@ def _require_reachable(source: str, name: str) -> None:
         )
 
 
+# The hub's names of the sizes; there is no tiny one.
+_ON_THE_HUB = [size for size in RANDOM_SIZES if size != "tiny"]
+
+
 def _config(source: str, name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
     except Exception as error:  # of any kind, when a value in it is none
-        near = get_close_matches(
-            name, [BUNDLED, *(f"random:{s}" for s in RANDOM_SIZES)], 1
-        )
+        known = [BUNDLED, *_ON_THE_HUB, *(f"random:{size}" for size in RANDOM_SIZES)]
+        near = [one for one in get_close_matches(name, known, 1) if one != name]
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UsageError(
             f"cannot load model {name!r}{hint}: {_words(error)}"

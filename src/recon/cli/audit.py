@@ -316,7 +316,8 @@ def _progress() -> Iterator[Tell]:
     )
 
     what = TextColumn("auditing: {task.description}", markup=False)
-    columns = SpinnerColumn(), what, BarColumn(), MofNCompleteColumn()
+    spinner = SpinnerColumn(streams.spinner())
+    columns = spinner, what, BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=streams.progress(), transient=True) as bar:
         task = bar.add_task("", total=None)
 

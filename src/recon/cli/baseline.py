@@ -134,7 +134,7 @@ def _record(
 ) -> Baseline:
     from recon.baseline.checking import record_baseline
 
-    with streams.progress().status("recording"):
+    with streams.waiting("recording"):
         return record_baseline(
             file,
             loaded.model,
@@ -220,7 +220,7 @@ def check(
 
     asked = Choice(model, dtype, attn, device, seed).over(files.read(file).model)
     loaded = _load(asked)
-    with streams.progress().status("checking"):
+    with streams.waiting("checking"):
         report = check_baseline(
             file,
             loaded.model,

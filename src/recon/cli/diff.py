@@ -82,7 +82,7 @@ def command(
     from recon.differences import diff
 
     traces = [_trace(spec, model, text, input_ids) for spec in specs]
-    with streams.progress().status("certifying both runs"):
+    with streams.waiting("certifying both runs"):
         found = diff(traces[0], traces[1], names=(first, second), bound=bound.value)
     _show(found, outputs)
     right = found.verdict in ("equal", "rounding")
@@ -126,7 +126,7 @@ def _load(spec: Spec) -> Loaded:
         raise UsageError(
             f"{spec.asked}: dtype {dtype!r}; there are {', '.join(DTYPES)}"
         )
-    with streams.progress().status(f"loading {spec.model}"):
+    with streams.waiting(f"loading {spec.model}"):
         loaded = load_model(
             spec.model,
             dtype=None if dtype is None else DTYPES[dtype],

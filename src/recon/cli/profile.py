@@ -160,7 +160,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     what = TextColumn("profiling: {task.description}", markup=False)
-    columns = SpinnerColumn(), what, MofNCompleteColumn()
+    columns = SpinnerColumn(streams.spinner()), what, MofNCompleteColumn()
     with Progress(*columns, console=streams.progress(), transient=True) as bar:
         task = bar.add_task("", total=None)
 

@@ -22,7 +22,7 @@ def load(
     name: str, *, dtype: Dtype | None, attn: Attn | None, device: str, seed: int
 ) -> Loaded:
     """Load a model as its options say; raises UsageError as ``load_model`` does."""
-    with streams.progress().status(f"loading {name}"):
+    with streams.waiting(f"loading {name}"):
         from recon.models import DTYPES, load_model
 
         wanted = None if dtype is None else DTYPES[dtype]

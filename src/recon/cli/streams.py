@@ -19,6 +19,7 @@ from recon.files import replace_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.status import Status
 
 PLAIN_WIDTH = 100
 ARGUMENTS: ContextVar[Sequence[str] | None] = ContextVar("ARGUMENTS", default=None)
@@ -62,6 +63,16 @@ def progress() -> Console:
     console = Console(stderr=True, highlight=False)
     console.quiet = not console.is_terminal
     return console
+
+
+def spinner() -> str:
+    """Name a spinner of rich's that stderr can encode."""
+    return "dots" if progress().encoding.startswith("utf") else "line"
+
+
+def waiting(words: str) -> Status:
+    """Return what says, on a terminal and while its block runs, what is done."""
+    return progress().status(words, spinner=spinner())
 
 
 def require_writable(target: str | None, option: str = "--json") -> None:

@@ -151,7 +151,11 @@ def _verify(loaded: Loaded, batches: Sequence[Batch], how: How) -> Report:
 
     from recon.results import merge
 
-    columns = SpinnerColumn(), TextColumn("verifying"), MofNCompleteColumn()
+    columns = (
+        SpinnerColumn(streams.spinner()),
+        TextColumn("verifying"),
+        MofNCompleteColumn(),
+    )
     with Progress(*columns, console=streams.progress(), transient=True) as bar:
         done = bar.add_task("", total=len(batches))
         reports: list[Report] = []

@@ -82,65 +82,50 @@ def draw_correlations(found: Sequence[Correlations]) -> Figure:
 
 def draw_sizes(found: Sizes) -> Figure:
     """Plot norms by layer, token by token, and the largest neuron of each layer."""
-    layers = np.arange(len(found.sites))
     figure = _figure(8.6, 6.4)
     above, below = figure.subplots(2, 1, sharex=True)
-    for token, norms in enumerate(found.norms.T[1:], 1):
-        above.plot(
-            layers,
-            norms,
-            color=BLUE,
-            alpha=0.35,
-            linewidth=1,
-            label="other tokens" if token == 1 else None,
-        )
-    above.plot(
-        layers,
-        found.norms[:, 0],
-        color=ORANGE,
-        linewidth=2,
-        marker="o",
-        label=f"token 0 {found.tokens[0]}",
-    )
-    _label(above, "", "Euclidean norm of a token")
-    _title(above, "How large activations are, by layer")
-    below.plot(
-        layers,
-        found.largest,
-        color=ORANGE,
-        marker="o",
-        linewidth=2,
-        label="largest magnitude",
-    )
-    below.plot(
-        layers,
-        found.median,
-        color=GREEN,
-        marker="s",
-        linewidth=2,
-        label="median magnitude",
-    )
-    for layer, value, dimension, position in zip(
-        layers, found.largest, found.dimension, found.position, strict=True
-    ):
-        if np.isfinite(value):
-            below.annotate(
-                f"neuron {dimension}\ntoken {position}",
-                (layer, value),
-                textcoords="offset points",
-                xytext=(0, 7),
-                ha="center",
-                fontsize=6.5,
-            )
-    _label(below, "", "magnitude of a neuron")
+    _norms(above, found)
+    _largest(below, found)
     for axes in (above, below):
         if (found.median > 0).all() and np.isfinite(found.norms).all():
             axes.set_yscale("log")
         axes.margins(y=0.22)
         axes.legend(loc="best", frameon=False, fontsize=8)
         axes.grid(color="0.92")
+    layers = range(len(found.sites))
     below.set_xticks(layers, found.sites, rotation=30, ha="right", fontsize=8)
     return figure
+
+
+def _norms(axes: Axes, found: Sizes) -> None:
+    """Draw a line for each token; the first, which is often the largest, stands out."""
+    for token, norms in enumerate(found.norms.T[1:], 1):
+        label = "other tokens" if token == 1 else None
+        axes.plot(norms, color=BLUE, alpha=0.35, linewidth=1, label=label)
+    first = f"token 0 {found.tokens[0]}"
+    axes.plot(found.norms[:, 0], color=ORANGE, linewidth=2, marker="o", label=first)
+    _label(axes, "", "Euclidean norm of a token")
+    _title(axes, "How large activations are, by layer")
+
+
+def _largest(axes: Axes, found: Sizes) -> None:
+    """Draw each layer's largest magnitude, whose it is, and the median."""
+    for values, colour, marker, word in (
+        (found.largest, ORANGE, "o", "largest"),
+        (found.median, GREEN, "s", "median"),
+    ):
+        label = f"{word} magnitude"
+        axes.plot(values, color=colour, marker=marker, linewidth=2, label=label)
+    for layer in np.flatnonzero(np.isfinite(found.largest)):
+        axes.annotate(
+            f"neuron {found.dimension[layer]}\ntoken {found.position[layer]}",
+            (layer, found.largest[layer]),
+            textcoords="offset points",
+            xytext=(0, 7),
+            ha="center",
+            fontsize=6.5,
+        )
+    _label(axes, "", "magnitude of a neuron")
 
 
 def draw_patterns(found: Patterns) -> Figure:

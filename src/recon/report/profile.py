@@ -165,6 +165,8 @@ def _per_hook(profile: Profile) -> str:
     if hook is None and not profile.overhead.tells(profile.noise):
         return f"{words}; what the call adds to a bare pass is within noise"
     if hook is None:
+        if not profile.overhead.tells(profile.noise):
+            return f"{words}, whose time is within noise"
         extra = profile.overhead.seconds - profile.times[0].seconds
         return f"{words}, which takes {_micro(extra)} more than a bare pass"
     return (
@@ -196,7 +198,12 @@ def _release(profile: Profile) -> str:
 
 
 def _slope(slope: Slope) -> str:
-    return f"{slope.per_round:,.4g} [{slope.low:,.4g}, {slope.high:,.4g}]"
+    per_round, low, high = map(_rounded, (slope.per_round, slope.low, slope.high))
+    return f"{per_round} [{low}, {high}]"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _findings(profile: Profile) -> Iterable[RenderableType]:
