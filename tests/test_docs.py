@@ -100,3 +100,30 @@ def test_the_tutorials_wrong_function_has_the_findings_that_the_text_explains(tm
 
 def test_the_tutorials_mended_function_is_clean(tmp_path):
     assert tutorial_codes("mended.py", tmp_path) == set()
+
+
+# -- other libraries ---------------------------------------------------------------
+
+
+def rows_of_libraries(page):
+    """Return version and number of tensors by library, as a page's table has them.
+
+    ``make peers`` compares README's with what is installed and with an audit.
+    """
+    found = re.findall(
+        r"^\| ([\w-]+) (\d[\d.]*) \|(?: `[^|]*\|)? (\d+) \|", page, flags=re.MULTILINE
+    )
+    return {name.replace("-", "").lower(): (version, n) for name, version, n in found}
+
+
+def test_the_readme_and_the_page_on_other_libraries_say_the_same():
+    peers = (Path(__file__).parents[1] / "docs" / "peers.md").read_text("utf-8")
+    told = rows_of_libraries(README)
+    assert len(told) == 4
+    assert told.items() <= rows_of_libraries(peers).items()
+
+
+def test_another_version_or_number_would_be_seen():
+    row = "| captum 0.9.0 | 30 | 30 | 0 | 0 | clean |\n"
+    assert rows_of_libraries(row) == {"captum": ("0.9.0", "30")}
+    assert rows_of_libraries(row.replace("0.9.0", "0.9.1")) != rows_of_libraries(row)

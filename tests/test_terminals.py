@@ -87,8 +87,9 @@ def written(command, encoding, terminal):
             patch.setattr(sys, name, stream)
         with pytest.raises(SystemExit) as end:
             command()
-    assert end.value.code in (None, 0, 1, 2)
-    return kept.getvalue()
+        assert end.value.code in (None, 0, 1, 2)
+        # A stream closes what it writes to when it goes.
+        return kept.getvalue()
 
 
 def lines(content):
