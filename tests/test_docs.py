@@ -79,11 +79,11 @@ def test_a_place_that_does_not_exist_would_be_found():
 TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text("utf-8")
 
 
-def tutorial_codes(name, tmp_path):
-    """Audit one of the tutorial's files; return the codes of what counts."""
+def tutorial_codes(name, tmp_path, page=TUTORIAL):
+    """Audit one of the files of a page; return the codes of what counts."""
     text = next(
         code
-        for code in re.findall(r"```python\n(.*?)```", TUTORIAL, flags=re.DOTALL)
+        for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
         if code.startswith(f"# {name}\n")
     )
     (tmp_path / name).write_text(text, encoding="utf-8")
@@ -100,6 +100,12 @@ def test_the_tutorials_wrong_function_has_the_findings_that_the_text_explains(tm
 
 def test_the_tutorials_mended_function_is_clean(tmp_path):
     assert tutorial_codes("mended.py", tmp_path) == set()
+
+
+def test_the_first_page_tells_the_finding_that_its_function_has(tmp_path):
+    start = (Path(__file__).parents[1] / "docs" / "start.md").read_text("utf-8")
+    assert tutorial_codes("mine.py", tmp_path, start) == {"RC102"}
+    assert "RC102, wrong-layer" in start
 
 
 # -- other libraries ---------------------------------------------------------------

@@ -31,6 +31,7 @@ FINDS = {
     "audit.md: recon audit hooks.py:capture --junit audit.xml --sarif audit.sarif",
     "profile.md: recon profile --target hooks.py:capture",
     "README.md: recon audit hooks.py:capture --model gpt2",
+    "start.md: recon audit mine.py:capture --html report.html",
     "tutorial.md: recon audit hooks.py:capture",
 }
 SMALLER = {"random:gpt2": "random:tiny", "random:gpt2-medium": "random:tiny"}
