@@ -57,8 +57,8 @@ def test_what_each_level_costs(benchmark):
 
 
 CASES = {
-    "4 blocks, T=32": (four_blocks, 32, 12),
-    "random:gpt2, T=128": (lambda: recon.load_model("random:gpt2").model, 128, 5),
+    "4 blocks, T=32": (four_blocks, 32, 6),
+    "random:gpt2, T=128": (lambda: recon.load_model("random:gpt2").model, 128, 3),
 }
 
 

@@ -108,7 +108,7 @@ import json
 def capture(model, input_ids):
     weight = model.transformer.h[0].mlp.c_fc.weight
     with open("seen.json", "w") as file:
-        json.dump([input_ids.tolist(), float(weight.sum()), str(weight.device)], file)
+        json.dump([input_ids.tolist(), float(weight.detach().sum()), str(weight.device)], file)
     return model(input_ids).logits.detach()
 """
 
