@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from recon.profiling.holders import holders
-from recon.profiling.storages import StorageLog, saved_by_graph, storage_of
+from recon.profiling.storages import StorageLog, live, saved_by_graph, storage_of
 
 KEPT: list = []
 VARIABLE: ContextVar = ContextVar("captured", default=())
@@ -149,6 +149,19 @@ def test_looking_keeps_nothing_alive():
     holders(only(1031))
     KEPT.clear()
     assert log.live() == []
+
+
+def test_a_search_of_all_objects_leaves_no_cycle_behind():
+    # 2026-11-24: a comprehension's cell held the list of objects, which held the cell.
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        (tensors,) = live(torch.Tensor)
+        del tensors
+        assert len(gc.get_objects()) <= before + 1
+    finally:
+        gc.enable()
 
 
 # -- what is alive ---------------------------------------------------------------------

@@ -91,10 +91,14 @@ def live(*kinds: type) -> list[list[Any]]:
     objects = gc.get_objects()
     # isinstance would ask lazy proxies for their class, which may import or raise;
     # ids, since a class may be of a kind that cannot be hashed.
-    keys = [id(type(one)) for one in objects]
+    keys = list(map(id, map(type, objects)))
     classes = dict(zip(keys, map(type, objects), strict=True))
-    wanted = [{k for k, c in classes.items() if issubclass(c, kind)} for kind in kinds]
-    return [list(compress(objects, map(ids.__contains__, keys))) for ids in wanted]
+    found = []
+    # No comprehension reads objects: its cell is one of them, and would make a cycle.
+    for kind in kinds:
+        wanted = {key for key, one in classes.items() if issubclass(one, kind)}
+        found.append(list(compress(objects, map(wanted.__contains__, keys))))
+    return found
 
 
 def weights(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
