@@ -27,7 +27,7 @@ QUICK = ("--rounds", "2", "--leak-rounds", "3")
 
 
 @pytest.fixture(autouse=True)
-def _alone(module_without_type_checks, monkeypatch, tmp_path):
+def _alone(module_without_type_checks, quick_collections, monkeypatch, tmp_path):
     """No settings of the caller's shell, a directory of its own."""
     for name in ("RECON_TRACEBACK", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -49,7 +49,7 @@ def run(capsys):
 
 
 @pytest.fixture(scope="module")
-def found(make_model, make_ids, module_without_type_checks):
+def found(make_model, make_ids, module_without_type_checks, quick_collections):
     model, ids = make_model(), make_ids()
     return recon.profile(model, inputs={"input_ids": ids}, rounds=2, leak_rounds=3)
 
@@ -106,9 +106,9 @@ TELLS = """
 import json
 
 def capture(model, input_ids):
-    weight = model.transformer.h[0].mlp.c_fc.weight
+    weight = model.transformer.h[0].mlp.c_fc.weight.detach()
     with open("seen.json", "w") as file:
-        json.dump([input_ids.tolist(), float(weight.detach().sum()), str(weight.device)], file)
+        json.dump([input_ids.tolist(), float(weight.sum()), str(weight.device)], file)
     return model(input_ids).logits.detach()
 """
 

@@ -1,5 +1,6 @@
 """What a profile says of recon's own capture, and of other people's."""
 
+import gc
 import math
 import random
 
@@ -45,7 +46,7 @@ def with_a_graph(model, input_ids):
 
 
 @pytest.fixture(scope="module")
-def own(make_model, make_ids, module_without_type_checks):
+def own(make_model, make_ids, module_without_type_checks, quick_collections):
     model = make_model()
     before = census(model), model.training, torch.get_rng_state()
     found = recon.profile(model, inputs={"input_ids": make_ids()}, **FAST)
@@ -106,6 +107,15 @@ def test_a_correct_function_is_clean(model, ids):
     assert found.hook is None
 
 
+@pytest.fixture
+def older_holders():
+    """Let the collector see everything again: what holds is to be named."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("older_holders")
 def test_a_function_that_keeps_everything_is_told_with_who_holds_it(model, ids):
     found = recon.profile(model, target=keeps_all, inputs={"input_ids": ids}, **FAST)
     KEPT.clear()
