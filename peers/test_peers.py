@@ -1,6 +1,7 @@
 """Each library's captures are what their names say, and planted faults are found."""
 
 import pytest
+from torchlens.backends.torch.wrappers import unwrap_torch, wrap_torch
 
 from peers import (
     with_baukit,
@@ -134,3 +135,15 @@ def test_labels_of_torchlens_promise_nothing_and_are_identified(audited):
     assert {tensor.status for tensor in report.tensors} == {"unclaimed"}
     said = " ".join(tensor.sentence for tensor in report.tensors)
     assert "h.1.attn.qkv (bit-identical)" in said
+
+
+def test_the_first_trace_of_torchlens_wraps_torch_for_good(audited):
+    unwrap_torch()
+    try:
+        report = audited(with_torchlens.capture, "torchlens")
+    finally:
+        unwrap_torch()
+        wrap_torch()
+    (finding,) = report.counting
+    assert finding.rule.name == "forward-replaced"
+    assert all(place.startswith("torch.") for place in finding.places)

@@ -4,6 +4,11 @@ from collections import defaultdict
 
 import torch
 import torchlens
+from torchlens.backends.torch.wrappers import wrap_torch
+
+# The first trace of a process wraps torch's functions for good. Done here, it is no
+# effect of the function that happens to trace first.
+wrap_torch()
 
 
 def logged(model, input_ids):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
@@ -419,3 +423,219 @@ def test_a_function_that_asks_for_input_raises_and_does_not_wait(model):
         return input("which layer? ")
 
     assert "EOFError" in found(capture, model)["raises"].message
+
+
+# -- code that does more than to capture ----------------------------------------------
+
+
+PROCESS = os.getpid()
+
+
+def logits(model, input_ids):
+    with torch.no_grad():
+        return {"logits": model(input_ids).logits}
+
+
+def test_code_that_never_ends_is_stopped_told_once_and_its_hooks_taken_back(model):
+    def capture(model, input_ids):
+        model.register_forward_hook(lambda *_: None)
+        while True:
+            model(input_ids)
+
+    report = recon.audit(capture, model, timeout=0.5)
+    (told,) = report.findings
+    assert (told.rule.name, told.severity) == ("never-ends", "error")
+    assert "had not ended after 0.5 s; it stood at test_auditing.py" in told.message
+    assert "in capture, with a batch of" in told.message
+    assert told.traceback.splitlines()[0].endswith("in capture")
+    assert len(report.runs) == 1
+    assert not model._forward_hooks
+
+
+def test_code_that_tries_for_ever_when_a_pass_raises_is_warned_of(model):
+    def capture(model, input_ids):
+        while True:
+            try:
+                return logits(model, input_ids)
+            except RuntimeError:
+                continue
+
+    report = recon.audit(capture, model, effort="quick", timeout=2)
+    (told,) = report.findings
+    assert (told.rule.name, told.severity) == ("never-ends", "warning")
+    assert {tensor.status for tensor in report.tensors} == {"right"}
+
+
+def leaves(model, input_ids):
+    os._exit(0)
+
+
+def raises_no_exception(model, input_ids):
+    raise GeneratorExit
+
+
+@pytest.mark.parametrize("function", [leaves, raises_no_exception])
+def test_what_would_end_the_process_is_told_as_raising(model, function):
+    assert "raises" in found(function, model)
+
+
+def test_a_child_that_comes_back_from_a_fork_does_not_audit_on(model):
+    def capture(model, input_ids):
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        return logits(model, input_ids) | {"child": torch.tensor([float(child)])}
+
+    report = recon.audit(capture, model, effort="quick")
+    assert os.getpid() == PROCESS
+    assert "child" in {tensor.name for tensor in report.tensors}
+
+
+def test_a_traceback_begins_in_the_code_that_is_audited(model):
+    def capture(model, input_ids):
+        return input_ids.nothing_like_it
+
+    told = found(capture, model)["raises"]
+    assert told.traceback.splitlines()[1].endswith("in capture")
+
+
+def test_functions_of_torch_and_of_classes_are_seen_and_put_back(model):
+    addmm, block = torch.addmm, type(model.transformer.h[0])
+
+    def capture(model, input_ids):
+        torch.addmm = lambda *args, **options: addmm(*args, **options)
+        torch.Tensor.view = lambda self, *sizes: self.reshape(*sizes)
+        block.__call__ = lambda self, *args, **more: self._call_impl(*args, **more)
+        return logits(model, input_ids)
+
+    told = found(capture, model)["forward-replaced"]
+    path = f"{block.__module__}.{block.__qualname__}.__call__"
+    assert set(told.places) == {"torch.addmm", "torch.Tensor.view", path}
+    assert torch.addmm is addmm
+    assert "view" not in vars(torch.Tensor)
+    assert "__call__" not in vars(block)
+
+
+def test_a_kernel_of_attention_that_was_replaced_is_seen_and_put_back(model):
+    kernels = sys.modules[type(model).__module__].ALL_ATTENTION_FUNCTIONS
+    before = kernels["sdpa"]
+
+    def capture(model, input_ids):
+        kernels["sdpa"] = lambda *args, **options: before(*args, **options)
+        return logits(model, input_ids)
+
+    assert found(capture, model)["forward-replaced"].places[0].endswith("[sdpa]")
+    assert kernels["sdpa"] is before
+
+
+def test_a_helper_that_hides_nothing_is_no_finding_and_is_taken_away(model):
+    block = type(model.transformer.h[0])
+
+    def capture(model, input_ids):
+        block.helper = lambda self: None
+        return logits(model, input_ids)
+
+    assert not found(capture, model)
+    assert not hasattr(block, "helper")
+
+
+def test_signals_and_the_device_of_new_tensors_are_seen_and_put_back(model):
+    def capture(model, input_ids):
+        returned = logits(model, input_ids)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.setrecursionlimit(3000)
+        torch.set_default_device("meta")
+        return returned
+
+    before = signal.getsignal(signal.SIGTERM), sys.getrecursionlimit()
+    told = found(capture, model)["global-state-changed"]
+    assert set(told.places) == {
+        "signal SIGTERM",
+        "recursion limit",
+        "default device",
+    }
+    assert "was SIG_DFL, is SIG_IGN" in told.message
+    assert (signal.getsignal(signal.SIGTERM), sys.getrecursionlimit()) == before
+    assert torch.empty(1).device.type == "cpu"
+
+
+def test_a_thread_that_outlives_the_call_is_a_note(model):
+    end = threading.Event()
+
+    def capture(model, input_ids):
+        threading.Thread(target=end.wait, name="mine", daemon=True).start()
+        return logits(model, input_ids)
+
+    try:
+        told = found(capture, model)["global-state-changed"]
+    finally:
+        end.set()
+    assert (told.severity, told.places) == ("note", ("threads",))
+    assert "mine still runs" in told.message
+
+
+def by_name(*, model, input_ids):
+    return logits(model, input_ids)
+
+
+def the_other_way_round(input_ids, model):
+    return logits(model, input_ids)
+
+
+@pytest.mark.parametrize("function", [by_name, the_other_way_round])
+def test_model_and_ids_go_by_name_where_the_function_names_them(model, function):
+    assert not found(function, model)
+
+
+class Slotted:
+    __slots__ = ("logits",)
+
+    def __init__(self, model, input_ids):
+        self.logits = logits(model, input_ids)["logits"]
+
+
+def holding_itself(model, input_ids):
+    returned = logits(model, input_ids)
+    returned["self"] = returned
+    return returned
+
+
+@pytest.mark.parametrize("function", [Slotted, holding_itself])
+def test_slots_are_read_and_a_nest_without_an_end_is_looked_at_once(model, function):
+    assert not found(function, model)
+
+
+def coroutine():
+    async def capture(model, input_ids):
+        return logits(model, input_ids)
+
+    return capture
+
+
+def raising_when_looked_at():
+    class Returned:
+        def items(self):
+            raise RuntimeError("not now")
+
+    return lambda model, input_ids: Returned()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (coroutine, "an object of class coroutine"),
+        (raising_when_looked_at, "class Returned, which raises RuntimeError"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_told_as_what_it_is(model, make, words):
+    assert words in found(make(), model)["nothing-captured"].message
+
+
+def test_bytes_and_children_print_into_nothing(model, capfd):
+    def capture(model, input_ids):
+        sys.stdout.buffer.write(b"bytes")
+        subprocess.run(["echo", "child"], stdout=sys.stdout, check=True)
+        return logits(model, input_ids)
+
+    assert not found(capture, model)
+    assert capfd.readouterr() == ("", "")

@@ -153,6 +153,7 @@ def test_a_function_of_a_file_is_audited_on_the_model_asked_for(run, write, aske
             {"a=b": "ln_f", "c": "wte"},
         ),
         (["--strict"], "strict", True),
+        (["--timeout", "7.5"], "timeout", 7.5),
     ],
 )
 def test_every_option_reaches_the_audit(run, write, asked, options, name, value):
@@ -726,3 +727,83 @@ def test_hostile_names_break_no_format(run, write, format_):
     page = run("hooks.py:capture", "--model", TINY, "--quick")[1]
     assert "\x1b" not in page
     assert "\\ud800" in page
+
+
+# -- code that does not end, or ends too much ------------------------------------
+
+
+def test_code_that_never_ends_is_a_finding_with_where_it_stood(run, write, tmp_path):
+    write(
+        "hooks.py",
+        """
+        def capture(model, input_ids):
+            while True:
+                model(input_ids)
+        """,
+    )
+    options = ("--timeout", "1", "--json", "found.json")
+    code, out, _ = run("hooks.py:capture", "--model", TINY, *options)
+    assert code == 1
+    assert "RC406 never-ends: the code had not ended after 1 s; it stood at" in out
+    (found,) = json.loads((tmp_path / "found.json").read_text("utf-8"))["findings"]
+    assert "hooks.py" in found["traceback"]
+
+
+def test_an_import_that_never_ends_is_bad_input(run, write, asked):
+    write("hooks.py", "while True:\n    pass\n")
+    code, out, err = run("hooks.py:capture", "--timeout", "0.5")
+    assert (code, out) == (2, "")
+    assert "hooks.py cannot be imported: it had not ended after 0.5 s" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("timeout", ["0", "-3", "nan"])
+def test_a_timeout_that_is_no_time_is_refused(run, write, asked, timeout):
+    write("hooks.py", RIGHT)
+    code, _, err = run("hooks.py:capture", "--timeout", timeout)
+    assert (code, asked.calls) == (2, [])
+    assert "expected seconds above 0" in err
+
+
+def test_captures_are_not_run_so_that_they_have_no_timeout(run, asked, tmp_path):
+    save_file({"ln_f": torch.zeros(1, 2, 3)}, tmp_path / "captures.safetensors")
+    code, _, err = run("captures.safetensors", "--timeout", "3")
+    assert (code, asked.calls) == (2, [])
+    assert "captures are not run" in err
+
+
+def test_code_that_leaves_and_keeps_the_process_does_neither(write, tmp_path):
+    """A real process: what children print is no report, and threads do not hold it."""
+    write(
+        "hooks.py",
+        """
+        import os, subprocess, threading
+        import torch
+
+        def capture(model, input_ids):
+            threading.Thread(target=threading.Event().wait).start()
+            os.system("echo child")
+            with torch.no_grad():
+                return {"logits": model(input_ids).logits}
+
+        def leave(model, input_ids):
+            os._exit(0)
+        """,
+    )
+
+    def audit(function):
+        command = (sys.executable, "-m", "recon", "audit", f"hooks.py:{function}")
+        options = ("--model", TINY, "--quick", "--json", "-")
+        return subprocess.run(
+            [*command, *options],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    kept, left = audit("capture"), audit("leave")
+    assert (kept.returncode, left.returncode) == (0, 1)
+    assert "child" in kept.stderr
+    assert json.loads(kept.stdout)["verdict"] == "clean"
+    assert [one["code"] for one in json.loads(left.stdout)["findings"]] == ["RC403"]

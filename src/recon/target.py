@@ -25,9 +25,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recon import saving
+from recon.deadline import USUAL, NeverEndsError, TimeUpError, within
 from recon.errors import UsageError
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+# What makes an import end from outside.
+_NOT_ITS_OWN = (KeyboardInterrupt, TimeUpError)
 _FORMS = "FILE.py:FUNCTION, package.module:FUNCTION or a file of captures"
 
 
@@ -44,12 +47,12 @@ class Target:
 
 
 @contextmanager
-def load_function(target: str) -> Iterator[Target]:
+def load_function(target: str, timeout: float | None = None) -> Iterator[Target]:
     """Import what ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` names.
 
     Its directory stays on ``sys.path`` until the block is left, for imports that the
     function makes when it runs. Raises UsageError where there is no such file, module
-    or function, or where importing it raises.
+    or function, or where importing it raises or takes longer than ``timeout`` seconds.
     """
     place, _, name = target.rpartition(":")
     if not place or not name:
@@ -57,7 +60,11 @@ def load_function(target: str) -> Iterator[Target]:
     path = Path(place)
     is_file = path.suffix == ".py" or path.is_file()
     with _importable(path.resolve().parent if is_file else Path.cwd()):
-        module = _import_file(path) if is_file else _import_module(place)
+        file, package = partial(_import_file, path), partial(_import_module, place)
+        try:
+            module = within(timeout or USUAL, file if is_file else package)
+        except NeverEndsError as error:
+            raise UsageError(f"{place} cannot be imported: it {error}") from None
         try:
             yield _target(_function(module, name, place), module)
         finally:
@@ -102,8 +109,10 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         sys.modules.pop(name, None)
+        if isinstance(error, _NOT_ITS_OWN):
+            raise
         raise UsageError(_why(str(path), error)) from error
     return module
 
@@ -117,7 +126,9 @@ def _import_module(name: str) -> ModuleType:
                 f"there is no module {error.name!r} here; expected {_FORMS}"
             ) from error
         raise UsageError(_why(name, error)) from error
-    except (Exception, SystemExit) as error:
+    except _NOT_ITS_OWN:
+        raise
+    except BaseException as error:
         raise UsageError(_why(name, error)) from error
 
 

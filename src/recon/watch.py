@@ -6,16 +6,19 @@ random generators, gradient mode, autocast: everything that a call may leave beh
 
 from __future__ import annotations
 
+import gc
 import inspect
 import io
 import os
 import pickle
 import random
+import signal
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,9 @@ _HOOKS = (
 # What a module keeps its weights in.
 _OF_TORCH = frozenset({"_parameters", "_buffers", "_modules"})
 _WATCHED = ("torch.nn", "transformers")
+_LIBRARIES = ("torch", "transformers", "builtins")
+# How a module keeps its attributes, and not what it computes; torchlens adds them.
+_BOOKKEEPING = frozenset({"__setattr__", "__delattr__"})
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -79,6 +85,7 @@ class State:
     config: dict[str, Any]
     process: dict[str, Any]
     code: Mapping[str, Any]
+    threads: frozenset[threading.Thread]
 
     @classmethod
     def of(cls, model: nn.Module) -> State:
@@ -93,6 +100,7 @@ class State:
             config=_config(model),
             process={name: read() for name, (read, _) in _PROCESS.items()},
             code=_code(modules.values()),
+            threads=frozenset(one for one in threading.enumerate() if not _idle(one)),
         )
 
 
@@ -105,14 +113,39 @@ def changes(before: State, after: State) -> Iterator[Change]:
         was, now = before.config.get(key), after.config.get(key)
         if was != now:
             yield Change("config-changed", key, f"was {was!r}, is {now!r}")
-    for name, was in before.process.items():
-        if not _same(was, after.process[name]):
-            rule = "random-state-changed" if name in _RANDOM else "global-state-changed"
-            words = "" if name in _RANDOM else f"was {was}, is {after.process[name]}"
-            yield Change(rule, name, words)
+    yield from _process_changes(before.process, after.process)
     for name, was in before.code.items():
         if after.code.get(name, was) is not was:
             yield Change("forward-replaced", name, "is another function")
+    for name in after.code.keys() - before.code.keys():
+        if _hides_another(name):
+            yield Change("forward-replaced", name, "hides a function")
+    for thread in sorted(after.threads - before.threads, key=lambda one: one.name):
+        if thread.is_alive():
+            yield Change("global-state-changed", "threads", f"{thread.name} still runs")
+
+
+def _process_changes(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[Change]:
+    for name, was in before.items():
+        now = after[name]
+        if name in _RANDOM:
+            if not _same(was, now):
+                yield Change("random-state-changed", name, "")
+        elif isinstance(was, dict):
+            yield from _process_changes(
+                {f"{name} {key}": one for key, one in was.items()},
+                {f"{name} {key}": now[key] for key in was},
+            )
+        elif not _same(was, now):
+            words = f"was {_short(was)}, is {_short(now)}"
+            yield Change("global-state-changed", name, words)
+
+
+def _short(value: Any) -> str:
+    """Return the name of a function or of an Enum's member, or the words of a value."""
+    return str(getattr(value, "__qualname__", getattr(value, "name", value)))
 
 
 def _on_kept(before: State, after: State) -> Iterator[Found]:
@@ -231,7 +264,7 @@ class Keeper:
 
     def put_back(self) -> State:
         """Restore everything; return what the state was just before."""
-        seen = State.of(self._model)
+        seen = self.look()
         for path, table in self._tables.items():
             self._module_back(self.state.modules[path], path, table)
         for name, hooks in self._global.items():
@@ -252,10 +285,22 @@ class Keeper:
         for name, (read, write) in _PROCESS.items():
             if not _same(read(), self.state.process[name]):
                 write(self.state.process[name])
+        return seen
+
+    def look(self) -> State:
+        """Return the state, once functions of torch that looking needs are put back."""
+        code = self._code_back()
+        return replace(State.of(self._model), code=code)
+
+    def _code_back(self) -> Mapping[str, Any]:
+        """Put replaced functions back; return those that there were."""
+        seen = _code(self.state.modules.values())
         for name, code in self.state.code.items():
-            if seen.code.get(name, code) is not code:
-                owner, _, attribute = name.rpartition(".")
-                setattr(_owner(owner), attribute, code)
+            if seen.get(name, code) is not code:
+                _set_code(name, code)
+        for name in seen.keys() - self.state.code.keys():
+            if not _of_watched(seen[name]):
+                _drop_code(name)
         return seen
 
     def _module_back(
@@ -411,18 +456,59 @@ def _code(modules: Iterable[nn.Module]) -> dict[str, Any]:
     """Return the functions that the modules' classes and files consist of, by name."""
     classes = {kind for module in modules for kind in type(module).__mro__}
     kinds = [kind for kind in classes if kind.__module__.startswith(_WATCHED)]
+    kinds.append(Tensor)
     files = {kind.__module__ for kind in kinds if "gpt2" in kind.__module__}
     found: dict[str, Any] = {
         f"{kind.__module__}.{kind.__qualname__}.{name}": value
         for kind in kinds
         for name, value in vars(kind).items()
-        if inspect.isfunction(value)
+        if inspect.isroutine(value) and name not in _BOOKKEEPING
     }
-    for file in (*files, "torch.nn.functional"):
+    for file in (*files, "torch", "torch.nn.functional"):
         for name, value in vars(sys.modules[file]).items():
             if inspect.isroutine(value):
                 found[f"{file}.{name}"] = value
+            elif isinstance(value, MutableMapping) and not isinstance(value, dict):
+                # The functions among which a config chooses.
+                found |= {f"{file}.{name}[{key}]": value[key] for key in value}
     return found
+
+
+def _set_code(name: str, code: Any) -> None:
+    if name.endswith("]"):
+        table, _, key = name[:-1].partition("[")
+        _owner(table)[key] = code
+    else:
+        owner, _, attribute = name.rpartition(".")
+        setattr(_owner(owner), attribute, code)
+
+
+def _drop_code(name: str) -> None:
+    if name.endswith("]"):
+        table, _, key = name[:-1].partition("[")
+        del _owner(table)[key]
+    else:
+        owner, _, attribute = name.rpartition(".")
+        delattr(_owner(owner), attribute)
+
+
+def _of_watched(code: Any) -> bool:
+    """Whether a function belongs to the libraries, which may load more at any time."""
+    return str(getattr(code, "__module__", "")).partition(".")[0] in _LIBRARIES
+
+
+def _hides_another(name: str) -> bool:
+    """Whether a new function of a class is called in place of an inherited one."""
+    owner, _, attribute = name.rpartition(".")
+    kind = None if "[" in name else _owner(owner)
+    return isinstance(kind, type) and any(
+        attribute in vars(above) for above in kind.__mro__[1:]
+    )
+
+
+def _idle(thread: threading.Thread) -> bool:
+    """Whether a thread waits for work of a pool that is still there, or is a bar's."""
+    return type(thread) is not threading.Thread or "ThreadPool" in thread.name
 
 
 def _owner(path: str) -> Any:
@@ -466,6 +552,28 @@ def _set_grad(on: bool) -> None:
     torch.set_grad_enabled(on)
 
 
+def _set_collection(on: bool) -> None:
+    (gc.enable if on else gc.disable)()
+
+
+def _device() -> str | None:
+    """Return where new tensors go, if that was chosen."""
+    chosen = torch.utils._device.CURRENT_DEVICE
+    return None if chosen is None else str(chosen)
+
+
+def _signals() -> dict[str, Any]:
+    """Return what signals do, as far as Python knows, by their names."""
+    return {one.name: signal.getsignal(one) for one in signal.Signals}
+
+
+def _set_signals(wanted: Mapping[str, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for name, does in wanted.items():
+            if does is not None and signal.getsignal(signal.Signals[name]) is not does:
+                signal.signal(signal.Signals[name], does)
+
+
 _RANDOM = frozenset({"torch's generator", "numpy's generator", "Python's generator"})
 _PROCESS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's generator": (torch.get_rng_state, torch.set_rng_state),
@@ -476,6 +584,12 @@ _PROCESS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: torch.is_autocast_enabled("cpu"),
         lambda on: torch.set_autocast_enabled("cpu", on),
     ),
+    "default device": (_device, torch.set_default_device),
+    "signal": (_signals, _set_signals),
+    "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
+    "garbage collection": (gc.isenabled, _set_collection),
+    "tracing": (sys.gettrace, sys.settrace),
+    "anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "precision of matrix products": (

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import sys
+import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from io import StringIO
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from recon import gpt2
+from recon import deadline, gpt2
+from recon.auditing.alone import alone
 from recon.auditing.flow import gradients_stop
 from recon.auditing.registering import Registered, registrations
 from recon.auditing.returned import Returned, take_apart
+from recon.deadline import USUAL, NeverEndsError, within
 from recon.errors import ReconError
 from recon.recorder import Options, Recorder
 from recon.sites import Site
@@ -29,7 +30,13 @@ Effort: TypeAlias = Literal["quick", "default", "thorough"]
 Function: TypeAlias = Callable[..., Any]
 
 _SEED = 20_26
+_OUR_FILES = (__file__, deadline.__file__)
+_GIVEN = ("model", "input_ids")
+_POSITIONAL = inspect.Parameter.POSITIONAL_ONLY
 _TOKENS = 11
+# The time of a call, unless one is given: at least the usual one, and that of as many
+# passes, which patching every head of every block one by one takes.
+_PASSES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,7 @@ class Call:
     ``hooks`` counts the hooks that the code registered, ``cleaned`` those that it took
     off again, and ``managed`` holds the numbers of those that a context manager made;
     ``broken`` says why hidden states would be missing afterwards, ``cut`` up to where
-    no gradient of each pass reaches.
+    no gradient of each pass reaches; ``ended`` is False if its time was up.
     """
 
     situation: Situation
@@ -81,6 +88,7 @@ class Call:
     cleaned: int = 0
     managed: frozenset[int] = frozenset()
     cut: tuple[Site | None, ...] = ()
+    ended: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +102,7 @@ class _Run:
     caught: bool
     error: str
     traceback: str
+    ended: bool
 
     @property
     def made(self) -> set[int]:
@@ -198,13 +207,18 @@ def _wanted(function: Function, ids: Tensor) -> dict[str, Tensor]:
     return {name: usual[name] for name in needed if name in usual}
 
 
-def _wants_name(function: Function) -> bool:
-    """Whether the ids can be passed as ``input_ids=`` only."""
+def _by_name(function: Function) -> tuple[str, ...]:
+    """Return which of model and ids go by name: both if they have one, in any order."""
     try:
-        ids = inspect.signature(function).parameters.get("input_ids")
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return False
-    return ids is not None and ids.kind is inspect.Parameter.KEYWORD_ONLY
+        return ()
+    kinds = {name: parameters[name].kind for name in _GIVEN if name in parameters}
+    if kinds.keys() == set(_GIVEN) and kinds["model"] is not _POSITIONAL:
+        return tuple(n for n, kind in kinds.items() if kind is not _POSITIONAL)
+    return tuple(
+        n for n, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY
+    )
 
 
 def _broken(model: nn.Module) -> str:
@@ -215,12 +229,18 @@ def _broken(model: nn.Module) -> str:
 
 
 class Caller:
-    """Calls one function on one model, and puts everything back after each call."""
+    """Calls one function on one model, and puts everything back after each call.
 
-    def __init__(self, function: Function, model: nn.Module) -> None:
+    A call may take ``timeout`` seconds; None: as long as is fair at the model's pace.
+    """
+
+    def __init__(
+        self, function: Function, model: nn.Module, timeout: float | None = None
+    ) -> None:
         self._function, self._model = function, model
+        self._timeout, self._pass = timeout, 0.0
         self._takes = accepted(function)
-        self._by_name = _wants_name(function)
+        self._by_name = _by_name(function)
         self._keeper = Keeper(model)
         self._body = False
 
@@ -233,7 +253,8 @@ class Caller:
         """Run the function once; never raises what the function raises."""
         done = self._once(situation)
         whole = gpt2.base(self._model) is self._model
-        if not done.passes and not self._body and not whole and not situation.raises:
+        again = not done.passes and done.ended and not situation.raises
+        if again and not self._body and not whole:
             # The function may run the body alone, without the head.
             self._body = True
             done = self._once(situation)
@@ -274,10 +295,11 @@ class Caller:
             len(run.made - {one.key for one in run.after.found}),
             frozenset(run.registered.managed),
             tuple(map(gradients_stop, same)),
+            run.ended,
         )
 
     def _run(self, situation: Situation) -> _Run:
-        value, error, told = None, "", ""
+        returned, error, told, ended = Returned(), "", "", True
         inputs = {name: given.clone() for name, given in situation.inputs.items()}
         ids = inputs.pop("input_ids")
         more = _wanted(self._function, ids) | inputs
@@ -286,22 +308,33 @@ class Caller:
         before, caught = State.of(self._model), True
         with registrations() as registered:
             try:
-                with _silent():
-                    value = self._called(ids, more)
-            except (Exception, SystemExit) as raised:  # its own: told as a finding
+                with alone():
+                    call = partial(self._called, ids, more)
+                    returned = within(self.seconds, call)
+            except NeverEndsError as late:
+                ended, error, told = False, str(late), "".join(late.stack.format())
+            except KeyboardInterrupt:
+                raise
+            except BaseException as raised:  # its own: told as a finding
                 caught = False
                 if not _interrupted(raised):
                     error, told = _words(raised), _told(raised)
-        after = State.of(self._model)
-        returned = take_apart(value)
-        if value is None and not error and not situation.raises:
-            returned.empty.append("")
-        return _Run(returned, before, after, registered, caught, error, told)
+        after = self._keeper.look()
+        return _Run(returned, before, after, registered, caught, error, told, ended)
 
-    def _called(self, ids: Tensor, more: Mapping[str, Tensor]) -> Any:
-        if self._by_name:
-            return self._function(self._model, input_ids=ids, **more)
-        return self._function(self._model, ids, **more)
+    @property
+    def seconds(self) -> float:
+        """How long a call may take."""
+        return self._timeout or max(USUAL, _PASSES * self._pass)
+
+    def _called(self, ids: Tensor, more: Mapping[str, Tensor]) -> Returned:
+        """Call, and look at what it returned, which may run more code of theirs."""
+        given = {"model": self._model, "input_ids": ids}
+        by_name = {name: given.pop(name) for name in self._by_name}
+        value = self._function(*given.values(), **by_name, **more)
+        if inspect.iscoroutine(value):
+            value.close()
+        return take_apart(value)
 
     def _clean(self, situation: Situation) -> Trace | None:
         """Return what the model computes by itself, from the same random state."""
@@ -316,8 +349,10 @@ class Caller:
         """Run the model as people call it: with a cache, if its config says so."""
         gpt2.require_inputs(self._model, inputs)
         recorder = Recorder(gpt2.plan(self._model), Options())
+        begun = time.perf_counter()
         with recorder:
             self._model(**inputs)
+        self._pass = max(self._pass, time.perf_counter() - begun)
         return recorder.trace
 
     def _unmasked(self, situation: Situation) -> Trace | None:
@@ -385,28 +420,7 @@ def _words(error: BaseException) -> str:
 
 def _told(error: BaseException) -> str:
     """Return the traceback from the audited function on."""
-    frames = error.__traceback__.tb_next if error.__traceback__ else None
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OUR_FILES:
+        frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what the function prints and warns of out of the report."""
-    with (
-        warnings.catch_warnings(),
-        redirect_stdout(StringIO()),
-        redirect_stderr(StringIO()),
-        _nothing_typed(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _nothing_typed() -> Iterator[None]:
-    """Let a function that asks for input raise EOFError, not wait for a person."""
-    before, sys.stdin = sys.stdin, StringIO()
-    try:
-        yield
-    finally:
-        sys.stdin = before

@@ -78,6 +78,8 @@ def _left_behind(call: Call) -> Iterator[Finding]:
             grave = "note"  # everybody calls eval(), mostly on a model in eval mode
         if name == "requires-grad-changed" and "gradient" in one.words:
             grave = grave or "warning"
+        if one.place == "threads":
+            grave = "note"  # it may be a server of the code's own
         by_rule[name, grave].append(one)
     for (name, severity), found in by_rule.items():
         shown = "; ".join(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# No capture nests deeper; what does is a cycle.
+# No capture nests deeper.
 _DEPTH = 12
 
 
@@ -35,11 +35,22 @@ def take_apart(value: Any) -> Returned:
     The parts of a nest are joined by dots: ``{"h": [a, b]}`` gives ``h.0`` and ``h.1``.
     """
     found = Returned()
-    _visit(found, "", value, 0)
+    _visit(found, "", value, ())
     return found
 
 
-def _visit(found: Returned, name: str, value: Any, depth: int) -> None:
+def _visit(found: Returned, name: str, value: Any, within: tuple[int, ...]) -> None:
+    """Look at a value in containers, which are told by their ids."""
+    if id(value) in within:
+        return  # it holds itself
+    try:
+        _look(found, name, value, (*within, id(value)))
+    except Exception as error:  # an object of theirs raises whatever it likes
+        kind, what = type(value).__name__, type(error).__name__
+        found.odd[name] = f"an object of class {kind}, which raises {what} if looked at"
+
+
+def _look(found: Returned, name: str, value: Any, within: tuple[int, ...]) -> None:
     if isinstance(value, Tensor):
         if kind := _unusual(value):
             found.odd[name] = kind
@@ -51,7 +62,7 @@ def _visit(found: Returned, name: str, value: Any, depth: int) -> None:
         _array(found, name, np.asarray(value))
     elif value is None:
         found.empty.append(name)
-    elif depth > _DEPTH:
+    elif len(within) > _DEPTH:
         found.odd[name] = "nested too deeply"
     elif _is_cache(value):
         found.live[name] = type(value).__name__
@@ -59,11 +70,11 @@ def _visit(found: Returned, name: str, value: Any, depth: int) -> None:
         if not pairs:
             found.empty.append(name)
         for key, inner in pairs:
-            _visit(found, _join(name, key), inner, depth + 1)
+            _visit(found, _join(name, key), inner, within)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        _sequence(found, name, value, depth)
+        _sequence(found, name, value, within)
     elif not isinstance(value, str | int | float | bool | bytes | torch.dtype):
-        _object(found, name, value, depth)
+        _object(found, name, value, within)
 
 
 def _unusual(tensor: Tensor) -> str:
@@ -77,14 +88,16 @@ def _unusual(tensor: Tensor) -> str:
     return "a complex tensor" if tensor.is_complex() else ""
 
 
-def _sequence(found: Returned, name: str, value: Sequence[Any], depth: int) -> None:
+def _sequence(
+    found: Returned, name: str, value: Sequence[Any], within: tuple[int, ...]
+) -> None:
     if not value:
         found.empty.append(name)
     fields: Sequence[str] | None = getattr(value, "_fields", None)  # a named tuple's
     if name and not fields and _all_tensors(value):
         found.lists[name] = len(value)
     for key, inner in zip(fields or range(len(value)), value, strict=True):
-        _visit(found, _join(name, key), inner, depth + 1)
+        _visit(found, _join(name, key), inner, within)
 
 
 def _all_tensors(values: Sequence[Any]) -> bool:
@@ -102,7 +115,7 @@ def _array(found: Returned, name: str, value: np.ndarray[Any, Any]) -> None:
         found.odd[name] = f"an array of {value.dtype}"
 
 
-def _object(found: Returned, name: str, value: Any, depth: int) -> None:
+def _object(found: Returned, name: str, value: Any, within: tuple[int, ...]) -> None:
     """Look into saved-value proxies (``.value``) and plain objects with fields."""
     inner = getattr(value, "value", None)
     if isinstance(inner, Tensor):
@@ -110,13 +123,23 @@ def _object(found: Returned, name: str, value: Any, depth: int) -> None:
         return
     fields = {
         key: one
-        for key, one in getattr(value, "__dict__", {}).items()
+        for key, one in _fields(value)
         if not key.startswith("_") and isinstance(one, Tensor | list | tuple | dict)
     }
     if not fields:
         found.odd[name] = f"an object of class {type(value).__name__}"
     for key, one in fields.items():
-        _visit(found, _join(name, key), one, depth + 1)
+        _visit(found, _join(name, key), one, within)
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object has for attributes, also where its class has slots."""
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for key in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, key):
+                yield key, getattr(value, key)
 
 
 def _pairs(value: Any) -> list[tuple[Any, Any]] | None:

@@ -358,6 +358,13 @@ RULES = (
         "The code returns other names in some runs.",
         "Fail if a hook did not fire; clear the store before each pass.",
     ),
+    Rule(
+        "RC406",
+        "never-ends",
+        "error",
+        "The code was still running when its time was up.",
+        "Look at what its loop waits for; if it is slow, give it more with --timeout.",
+    ),
 )
 
 

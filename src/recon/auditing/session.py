@@ -35,6 +35,7 @@ from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
 from recon.auditing.structure import structure
 from recon.auditing.vocabularies import Names
+from recon.deadline import require_seconds
 from recon.facts import Environment
 from recon.trace import Trace
 from recon.verification import record
@@ -53,6 +54,7 @@ def audit(
     ignore: Sequence[str] = (),
     effort: Effort = "default",
     strict: bool = False,
+    timeout: float | None = None,
     target: str = "",
     model_name: str = "",
     progress: Progress | None = None,
@@ -64,18 +66,21 @@ def audit(
     takes them. It is called several times, with inputs of recon's choice (first with
     ``inputs``, if given); the model is put back after each call. ``claims`` maps names
     to sites, ``layer_{l}`` to ``h.{l}.resid_post`` for one; ``ignore`` names rules to
-    leave out, by code or name; with ``strict`` notes count as findings.
+    leave out, by code or name; with ``strict`` notes count as findings. A call that
+    has not ended after ``timeout`` seconds is stopped; without it, after two minutes,
+    or the time of a thousand passes if that is more.
 
     Raises UnsupportedError for a model that is no GPT-2, UsageError for an unknown rule
     or claim. What the function raises is a finding.
     """
     begun = time.perf_counter()
+    require_seconds(timeout)
     ignored = {rule(word).code for word in ignore}
     gpt2.plan(model)
     if inputs is not None:
         gpt2.require_inputs(model, inputs)
     planned = list(situations(model, inputs, accepted(function), effort))
-    session = _Session(Caller(function, model), model, claims or {}, names)
+    session = _Session(Caller(function, model, timeout), model, claims or {}, names)
     mode, process = model.training, _Generators()
     try:
         for number, situation in enumerate(planned):
@@ -179,6 +184,9 @@ class _Session:
 
     def take(self, call: Call) -> None:
         """Judge a call that was made."""
+        if not call.ended:
+            self._stopped(call)
+            return
         self._found += [*effects(call, self.calls), *self._written_again(call)]
         if call.situation.raises:
             self.calls.append(call)
@@ -211,6 +219,25 @@ class _Session:
         self._found.append(
             finding(name, words, run=call.situation.name, traceback=call.traceback)
         )
+
+    def _stopped(self, call: Call) -> None:
+        """Tell of a call whose time was up; what it left behind is no fault of its own.
+
+        Each further call would take as long, but where it was the pass that raised.
+        """
+        raises = call.situation.raises
+        self.hopeless = not raises
+        words = f"the code {call.error}, with {call.situation.name}"
+        self._found.append(
+            finding(
+                "never-ends",
+                f"{words}: it tries again for ever" if raises else words,
+                run=call.situation.name,
+                severity="warning" if raises else None,
+                traceback=call.traceback,
+            )
+        )
+        self.calls.append(call)
 
     # -- tensor by tensor ------------------------------------------------------------
 

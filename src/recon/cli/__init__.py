@@ -106,4 +106,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     def command() -> Any:
         return app(given, prog_name="recon", standalone_mode=False)
 
-    sys.exit(ending.run(command, given))
+    with ending.without_threads_of_others():
+        sys.exit(ending.run(command, given))

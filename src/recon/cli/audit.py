@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +25,7 @@ from recon.cli.options import (
     ToDtype,
 )
 from recon.cli.starting import load, silence_libraries
+from recon.deadline import require_seconds
 from recon.errors import UsageError
 from recon.report.foreign import visible
 
@@ -94,6 +94,7 @@ class Wanted:
     ignore: Sequence[str]
     strict: bool
     effort: Effort
+    timeout: float | None
 
 
 def command(
@@ -139,6 +140,14 @@ def command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Notes count as findings, too.")
     ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Stop a call that takes longer; without it, two minutes or the time "
+            "of a thousand passes.",
+        ),
+    ] = None,
     dtype: ToDtype = None,
     attn: Attention = None,
     device: Device = "cpu",
@@ -167,12 +176,14 @@ def command(
         raise UsageError("give one of --text and --input-ids")
     outputs = {"--json": json, "--junit": junit, "--sarif": sarif, "--html": html}
     streams.require_distinct(outputs)
+    require_seconds(timeout)
     wanted = Wanted(
         claims=_claims(claim or [], claims),
         names=names.value,
         ignore=_codes(ignore or []),
         strict=strict,
         effort=_effort(quick, thorough),
+        timeout=timeout,
     )
     run = Run(model, dtype, attn, device, seed, text, input_ids)
     silence_libraries()
@@ -249,7 +260,7 @@ def _audit_function(target: str, run: Run, wanted: Wanted) -> AuditReport:
     """Import the function and audit it; what it prints goes to stderr."""
     from recon.target import load_function
 
-    with redirect_stdout(sys.stderr), load_function(target) as found:
+    with streams.stdout_is_stderr(), load_function(target, wanted.timeout) as found:
         from recon.auditing.session import audit
 
         loaded = run.load()
@@ -264,6 +275,7 @@ def _audit_function(target: str, run: Run, wanted: Wanted) -> AuditReport:
                 ignore=wanted.ignore,
                 effort=wanted.effort,
                 strict=wanted.strict,
+                timeout=wanted.timeout,
                 target=target,
                 model_name=loaded.name,
                 progress=progress,
@@ -280,6 +292,8 @@ def _audit_captures(target: str, run: Run, wanted: Wanted) -> AuditReport:
         raise UsageError(
             f"{target}: --quick and --thorough choose runs; captures are not run"
         )
+    if wanted.timeout is not None:
+        raise UsageError(f"{target}: --timeout is for calls; captures are not run")
     tensors = load_tensors(Path(target))
     own = take_inputs(tensors)
     loaded = run.load()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeAlias
 
 import typer
@@ -51,6 +53,21 @@ def run(command: Callable[[], Any], arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         _line("interrupted")
     return code or 0
+
+
+@contextmanager
+def without_threads_of_others() -> Iterator[None]:
+    """Exit for good where a thread that audited code left would keep the process."""
+    before = set(threading.enumerate())
+    try:
+        yield
+    except SystemExit as ending:
+        new = set(threading.enumerate()) - before
+        if any(not thread.daemon for thread in new):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ending.code if isinstance(ending.code, int) else USAGE)
+        raise
 
 
 def drop_stdout() -> None:

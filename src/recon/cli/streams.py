@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,22 @@ def show(console: Console, result: RenderableType) -> None:
     with console.capture() as plain:
         console.print(result)
     write("".join(f"{line.rstrip()}\n" for line in plain.get().splitlines()), "-")
+
+
+@contextmanager
+def stdout_is_stderr() -> Iterator[None]:
+    """Send what other code prints to stderr, also past Python: by a child, for one."""
+    sys.stdout.flush()
+    with ExitStack() as put_back:
+        put_back.enter_context(redirect_stdout(sys.stderr))
+        try:
+            kept, out = os.dup(1), os.dup2(2, 1)
+        except OSError:
+            pass  # there is none
+        else:
+            put_back.callback(os.close, kept)
+            put_back.callback(os.dup2, kept, out)
+        yield
 
 
 def progress() -> Console:
