@@ -239,11 +239,30 @@ def test_one_flipped_bit_in_a_tensor_is_found(saved, share):
     one_line(error)
 
 
+@pytest.mark.parametrize("bit", [0, 2, 6])
+def test_one_flipped_bit_anywhere_in_the_header_is_found(saved, bit):
+    # 2026-11: a changed name of a weight was read, a changed entry a traceback.
+    whole = saved.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    for at in range(8, 8 + length, 97):
+        content = bytearray(whole)
+        content[at] ^= 1 << bit
+        saved.write_bytes(content)
+        with pytest.raises(recon.UsageError) as error:
+            recon.load_trace(saved)
+        one_line(error)
+
+
 def with_metadata(source, target, **changed):
-    """Copy a file with some of its metadata changed; None takes an entry away."""
+    """Copy a file with some of its metadata changed; None takes an entry away.
+
+    A changed header gets a digest of its own, as if it had been written so.
+    """
     with safe_open(source, framework="pt") as file:
         metadata = {**file.metadata(), **changed}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if changed.get("header") is not None:
+        metadata["header_digest"] = saving.header_digest(changed["header"], tensors)
     kept = {k: v for k, v in metadata.items() if v is not None}
     save_file(tensors, target, kept)
     return target
@@ -262,7 +281,8 @@ def test_a_copy_with_unchanged_metadata_is_read(saved, tmp_path):
         ({"version": None}, "format version None"),
         ({"digest": "0"}, "do not match their digest"),
         ({"digest": None}, "do not match their digest"),
-        ({"header": None}, "damaged"),
+        ({"header": None}, "header does not match its digest"),
+        ({"header_digest": "0"}, "header does not match its digest"),
         ({"header": "{"}, "damaged"),
         ({"header": "[]"}, "damaged"),
         ({"header": "{}"}, "damaged"),

@@ -84,11 +84,13 @@ def write(
         "about": dict(about),
         "weights": {name: digest([t]) for name, t, _ in facts.weights_at_run},
     }
+    words = json.dumps(header)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "digest": digest(pool.tensors[name] for name in sorted(pool.tensors)),
-        "header": json.dumps(header),
+        "header": words,
+        "header_digest": header_digest(words, pool.tensors),
     }
     write_atomically(Path(path), pool.tensors, metadata)
 
@@ -164,6 +166,11 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return total.hexdigest()
 
 
+def header_digest(words: str, names: Iterable[str]) -> str:
+    """Return the SHA-256 of the header and of the tensors' names."""
+    return hashlib.sha256("\n".join([words, *sorted(names)]).encode()).hexdigest()
+
+
 def write_atomically(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
@@ -225,8 +232,11 @@ def read(path: str | Path) -> Saved:
         ) from error
     if metadata.get("digest") != digest(tensors[name] for name in sorted(tensors)):
         raise UsageError(f"{path} is damaged: its tensors do not match their digest")
+    words = metadata.get("header", "")
+    if metadata.get("header_digest") != header_digest(words, tensors):
+        raise UsageError(f"{path} is damaged: its header does not match its digest")
     try:
-        return _saved(json.loads(metadata["header"]), tensors)
+        return _saved(json.loads(words), tensors)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is damaged: its header lacks {error}") from error
 
