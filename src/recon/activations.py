@@ -78,12 +78,17 @@ def _clipped_gelu(x: Bounded, module: Any) -> Bounded:
     return _erf_gelu(x, module).clipped(float(module.min), float(module.max))
 
 
+def _sigmoid(x: Bounded) -> Bounded:
+    # A quotient: an exponential, to which 1 is added, and the division.
+    return x.monotone(torch.sigmoid, ELEMENTARY + 2)
+
+
 def _quick_gelu(x: Bounded, module: Any) -> Bounded:
-    return x * (x * 1.702).monotone(torch.sigmoid)
+    return x * _sigmoid(x * 1.702)
 
 
 def _silu(x: Bounded, module: Any) -> Bounded:
-    return x * x.monotone(torch.sigmoid)
+    return x * _sigmoid(x)
 
 
 def _mish(x: Bounded, module: Any) -> Bounded:
@@ -176,7 +181,7 @@ _RULES: dict[str, _Rule] = {
     "LeakyReLU": _Rule(_leaky_relu),
     "PReLU": _Rule(_prelu),
     "Hardswish": _Rule(_hardswish),
-    "Sigmoid": _Rule(_monotone(torch.sigmoid)),
+    "Sigmoid": _Rule(lambda x, module: _sigmoid(x)),
     "Tanh": _Rule(_monotone(torch.tanh)),
     "SqrtSoftplusActivation": _Rule(_sqrt_softplus, composed=True),
     "XIELUActivation": _Rule(_xielu, composed=True),
