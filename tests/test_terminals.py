@@ -109,14 +109,14 @@ def test_nothing_is_wider_than_a_terminal_of_80_columns(shown):
 
 
 def test_no_color_takes_the_colours_away(shown, monkeypatch):
-    coloured = shown()
+    coloured = written(partial(cli.main, COMMANDS["verify"].split()), "utf-8", True)
     monkeypatch.setenv("NO_COLOR", "1")
     bare = shown()
     for name, content in bare.items():
         codes = COLOUR.findall(content.decode("utf-8"))
         # Bold and the like may stay: 3x and 4x are colours.
         assert not [c for c in codes if re.search(r"[\[;][349][0-7]", c)], name
-    assert re.search(rb"\x1b\[[0-9;]*3[0-7]", coloured["verify"])
+    assert re.search(rb"\x1b\[[0-9;]*3[0-7]", coloured)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
