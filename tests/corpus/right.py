@@ -854,13 +854,6 @@ def stored_in_half(model, input_ids):
     return {name: value.half() for name, value in outputs.items()}
 
 
-@right("bfloat16 copies, back in float32", notes={"RC112"})
-def through_bfloat16(model, input_ids):
-    modules = {f"h.{i}.ln_2": b.ln_2 for i, b in enumerate(model.transformer.h)}
-    outputs = _outputs(model, modules, input_ids)
-    return {name: value.bfloat16().float() for name, value in outputs.items()}
-
-
 @right("float64 numpy arrays")
 def numpy_doubles(model, input_ids):
     modules = {f"block_{i}": b for i, b in enumerate(model.transformer.h)}
