@@ -1200,3 +1200,17 @@ def gradients_of_mlps(model, input_ids):
         handle.remove()
     model.zero_grad(set_to_none=True)
     return {f"grad_mlp_out_{i}": grads[i] for i in sorted(grads)}
+
+
+@right("statistics over all that a layer holds", notes={"RC120", "RC121"})
+def statistics_of_layers(model, input_ids):
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+    kept = {}
+    for i in range(len(model.transformer.h) - 1):
+        state = states[i + 1]
+        kept[f"layer_{i}_mean"] = state.mean()
+        kept[f"layer_{i}_std"] = state.reshape(-1, state.shape[-1]).std(0)
+        kept[f"layer_{i}_max"] = state.abs().max()
+        kept[f"layer_{i}_norm"] = state.norm(dim=-1).mean()
+    return kept

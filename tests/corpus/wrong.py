@@ -2375,3 +2375,12 @@ def variance_and_mean_swapped(model, input_ids):
         for handle in handles:
             handle.remove()
     return kept
+
+
+@wrong(row="new", rules={"RC114"}, sites="h.*.resid_post")
+def pooled_over_the_batch(model, input_ids):
+    """A sentence embedding is pooled over the rows, not over the tokens."""
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+    layers = range(len(model.transformer.h) - 1)
+    return {f"mean_pooled_layer_{i}": states[i + 1].mean(0) for i in layers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -133,7 +134,7 @@ def pointwise(trace: Trace, place: Site) -> Iterator[Quantity]:
 def reductions(
     trace: Trace, mask: Tensor | None = None, places: Sequence[Site] | None = None
 ) -> Iterator[Quantity]:
-    """Yield means, sums and extremes of sites over an axis other than their last.
+    """Yield means, sums, extremes and spreads of sites over some of their axes.
 
     With a ``mask`` (B T, 1 for text) also the mean over the tokens of the text.
     """
@@ -145,20 +146,38 @@ def reductions(
             weights = mask[..., None].to(x.dtype)
             mean = (x * weights).sum(1) / weights.sum(1)
             yield Quantity(place, mean, ("B", *axes[2:]), "averaged over the text")
-        for axis, name in enumerate(axes[:-1]):
-            rest = axes[:axis] + axes[axis + 1 :]
-            word = {"B": "rows", "T": "tokens", "H": "heads"}.get(name, name)
-            yield Quantity(place, x.mean(axis), rest, f"averaged over {word}")
-            yield Quantity(place, x.sum(axis), rest, f"summed over {word}")
-            yield Quantity(place, x.amax(axis), rest, f"largest over {word}")
-            yield Quantity(place, x.amin(axis), rest, f"smallest over {word}")
-            for less in (0, 1)[: x.shape[axis]]:
-                means = f" over {word}" + (" (over n-1)" if less else "")
-                spread = x.var(axis, correction=less)
-                yield Quantity(place, spread, rest, f"variance{means}")
-                yield Quantity(place, spread.sqrt(), rest, f"deviation{means}")
+        for over, words in _groups(axes):
+            rest = tuple(name for n, name in enumerate(axes) if n not in over)
+            for kind, made in _statistics(x, over):
+                yield Quantity(place, made, rest, kind.format(words))
         norm = x.norm(dim=-1)
         yield Quantity(place, norm, axes[:-1], "as the norm of each vector")
+
+
+def _groups(axes: tuple[str, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield the axes that people reduce: each, all but the last, and all."""
+    words = {"B": "rows", "T": "tokens", "H": "heads"}
+    for axis, name in enumerate(axes):
+        yield (axis,), words.get(name, "the width" if axis == len(axes) - 1 else name)
+    if len(axes) > 2:
+        yield (
+            tuple(range(len(axes) - 1)),
+            " and ".join(words.get(name, name) for name in axes[:-1]),
+        )
+    yield tuple(range(len(axes))), "everything"
+
+
+def _statistics(x: Tensor, over: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    yield "averaged over {}", x.mean(over)
+    yield "summed over {}", x.sum(over)
+    yield "largest over {}", x.amax(over)
+    yield "smallest over {}", x.amin(over)
+    for less in (0, 1):
+        if less < math.prod(x.shape[axis] for axis in over):
+            spread = x.var(over, correction=less)
+            more = " (over n-1)" * less
+            yield f"variance over {{}}{more}", spread
+            yield f"deviation over {{}}{more}", spread.sqrt()
 
 
 def layer_means(trace: Trace) -> Iterator[Quantity]:

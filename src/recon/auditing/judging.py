@@ -16,7 +16,7 @@ from torch import Tensor
 from recon.auditing import designs, forms
 from recon.auditing.bench import Bench, Match
 from recon.auditing.calls import Call
-from recon.auditing.claims import Claim, Reader, Reading
+from recon.auditing.claims import Claim, Reader, Reading, words_of
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import allowance, apart
 from recon.auditing.pieces import REDUCED, piece, reduced
@@ -117,7 +117,12 @@ class Judge:
         # A key that is but a number may stand for anything of a block.
         bare = one.name.replace(".", "").isdigit()
         number = bare and one.rule in ("wrong-site", "wrong-layer", *_DOUBTFUL)
-        if not number and (not one.claim.soft or one.rule not in _DOUBTFUL):
+        # A statistic may be taken over whatever its author likes.
+        statistic = one.rule == "wrong-shape" and (
+            one.claim.reduced or "norm" in words_of(one.name)
+        )
+        soft = one.claim.soft and one.rule in _DOUBTFUL
+        if not (number or statistic or soft):
             return one
         note = ("unclaimed", one.sentence)
         return replace(one, reading=None, rule="", severity=None, notes=(note,))

@@ -25,6 +25,7 @@ _ON_PURPOSE = frozenset(
     {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
 )
 _NARROW = frozenset({"half", "fp", "bf", "float", "bfloat", "int", "quantized"})
+_POOLED = frozenset({"pool", "pooled", "pooling"})
 HAND_ON = "Run the model on what the function is given: tokens, positions and mask."
 _INDEX = "Index the axis that the name speaks of; [:, -1] is the last token."
 _AXES = {"B": "row", "T": "token", "H": "head"}
@@ -220,6 +221,9 @@ def reduced(bench: Bench, one: Judgement, form: str) -> Judgement:
         words = f"{one.sentence}, not {wanted}, as its name says"
         rule = "wrong-formula" if one.claim.reduced else "wrong-tokens"
         return replace(one, rule=rule, sentence=words)
+    if _POOLED & set(words_of(one.name)) and not pooled:
+        words = f"{one.sentence}, and pooling is over tokens"
+        return replace(one, rule="wrong-tokens", sentence=words, mend=_INDEX)
     if bench.padded and form.endswith("over tokens"):
         words = f"{one.sentence}, and attention_mask marks some of them as padding"
         return replace(one, rule="padding-taken", sentence=words)
