@@ -101,14 +101,8 @@ class TimedRecorder(Recorder):
         self.spent: dict[str, tuple[int, int]] = {}
         super().__init__(plan, options)
 
-    def _listener(self, place: int, tap: Tap) -> Callable[..., None]:
-        return self._clocked(super()._listener(place, tap), tap.path)
-
-    def _raw_listener(self, place: int, tap: Tap) -> Callable[..., None]:
-        return self._clocked(super()._raw_listener(place, tap), tap.path)
-
-    def _clocked(self, inner: Callable[..., None], path: str) -> Callable[..., None]:
-        spent = self.spent
+    def _hook(self, place: int, tap: Tap) -> Callable[..., None]:
+        inner, path, spent = super()._hook(place, tap), tap.path, self.spent
 
         def clocked(*args: Any) -> None:
             begun = time.perf_counter_ns()

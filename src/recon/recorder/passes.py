@@ -1,0 +1,157 @@
+"""One pass while it is being recorded, and whose it is."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from types import FrameType
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor
+
+from recon.sites import Site
+from recon.trace import Trace
+
+# What one firing of a hook left: the number of its tap, what was seen at its input and
+# output, and what its note said.
+Call: TypeAlias = tuple[int, Any, Any, Any]
+
+
+@dataclass(eq=False, slots=True)
+class Pass:
+    """One forward pass while it is being recorded.
+
+    ``calls`` is one list for all taps, and hooks touch nothing but ``take``, which adds
+    to it. ``fired`` are the taps whose calls were let go already.
+    """
+
+    run: int
+    thread: int
+    start: Any
+    frame: FrameType | None
+    detach: bool
+    calls: list[Call] = field(default_factory=list)
+    take: Callable[[Call], None] = lambda call: None
+    fired: tuple[int, ...] = ()
+    consumer: Consumer | None = None
+    carried: dict[Site, Tensor] = field(default_factory=dict)
+    lasting: dict[str, list[Any]] = field(default_factory=dict)
+    end: Any = None
+    running: bool = True
+    failure: str | None = None
+    positions: tuple[int, ...] | None = None
+    charged: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Bound to the list, not to the pass: a cycle would outlive its last use.
+        append = self.calls.append
+        self.take = partial(_take_detached, append) if self.detach else append
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor that this pass keeps alive."""
+        yield from self.carried.values()
+        # Masks and the contents of caches, which notes hold, are kept alive, too.
+        yield from tensors_in([call[1:] for call in self.calls])
+
+    def by_tap(self, taps: int) -> list[list[Call]]:
+        """Sort the calls by tap, each in the order in which they came."""
+        sorted_calls: list[list[Call]] = [[] for _ in range(taps)]
+        for call in self.calls:
+            sorted_calls[call[0]].append(call)
+        return sorted_calls
+
+    def has_called(self, place: int) -> bool:
+        """Whether a tap fired before in this pass."""
+        return place in self.fired or any(place == call[0] for call in self.calls)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the call that began the pass has not returned yet."""
+        return self.running and _on_call_stack(self.frame)
+
+    def stop(self, failure: str | None = None) -> None:
+        """Close the pass; what no consumer will take any more is let go."""
+        self.running, self.frame, self.failure = False, None, failure
+        self.take = _ignore
+        if failure is not None and self.consumer is not None:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Drop all tensors, and keep count of what fired."""
+        self.carried, self.lasting = {}, {}
+        self.fired += tuple(call[0] for call in self.calls)
+        self.calls.clear()
+
+
+def _ignore(call: Call) -> None:
+    """Take nothing: the pass was closed while another thread still ran it."""
+
+
+def _take_detached(append: Callable[[Call], None], call: Call) -> None:
+    place, before, output, said = call
+    append((place, _detached(before), _detached(output), said))
+
+
+class _Identity(threading.local):
+    """A number for each thread; those of the system are given out again."""
+
+    _numbers = count()
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+
+
+IDENTITY = _Identity()
+
+
+class Threads(threading.local):
+    """The passes under way in the current thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Pass] = []
+        self.current: Pass | None = None
+
+
+class Consumer(Protocol):
+    """What takes the tensors of a pass stage by stage, so that none need be kept.
+
+    It is called with a trace of one stage (-1 the embeddings, then each block, then the
+    head) that also holds what the stage before it put out.
+    """
+
+    def __call__(self, trace: Trace, stage: int) -> None:
+        """Take one stage; its tensors are let go on return."""
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from tensors_in(one)
+
+
+def _on_call_stack(frame: FrameType | None) -> bool:
+    here: FrameType | None = sys._getframe()
+    while here is not None and here is not frame:
+        here = here.f_back
+    return here is not None
+
+
+def _detached(seen: Any) -> Any:
+    if isinstance(seen, tuple):
+        return tuple(map(_detached, seen))
+    return seen.detach() if getattr(seen, "requires_grad", False) else seen
+
+
+def error_in_words(error: BaseException | None) -> str:
+    """Name an error in one line; the error itself would keep its frames alive."""
+    if error is None:
+        return "it raised"
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
