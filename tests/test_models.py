@@ -1,5 +1,6 @@
 """Where a model comes from, and that random weights hide nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,15 @@ def test_the_sizes_are_those_that_were_published(size):
     assert sizes["V"] == (3000 if size == "tiny" else 50257)
 
 
-def test_the_smallest_published_size_has_its_parameters():
-    model = skeleton("random:gpt2").model
-    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+def test_a_published_size_has_the_sizes_of_its_paper():
+    assert skeleton("random:gpt2-xl").sizes == {
+        "D": 1600,
+        "H": 25,
+        "d": 64,
+        "M": 6400,
+        "V": 50257,
+    }
+    assert skeleton("random:gpt2-xl").model.config.n_layer == 48
 
 
 @pytest.mark.parametrize("kind", [GPT2Model, GPT2LMHeadModel])
@@ -140,38 +147,97 @@ def test_the_bundled_model_loads_with_a_tokenizer():
 # -- what cannot be had --------------------------------------------------------
 
 
-def broken_weights(path):
-    (path / "model.safetensors").write_bytes(b"\0" * 64)
+def config_with(**values):
+    def damage(path):
+        file = path / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return damage
 
 
-def no_weights(path):
+def config_of(content):
+    return lambda path: (path / "config.json").write_bytes(content)
+
+
+def weights_of(content):
+    return lambda path: (path / "model.safetensors").write_bytes(content)
+
+
+def cut_weights(path):
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def pickled_weights(path):
     (path / "model.safetensors").unlink()
+    torch.save(Path("no tensor"), path / "pytorch_model.bin")
 
 
-def no_config(path):
-    (path / "config.json").unlink()
+def lost_shard(path):
+    (path / "model.safetensors").unlink()
+    shards = {"weight_map": {"transformer.wte.weight": "one.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}} | shards)
+    )
 
 
-def broken_config(path):
-    (path / "config.json").write_text("{")
+DAMAGE = {
+    "no config": (lambda p: (p / "config.json").unlink(), "has no config.json"),
+    "half a config": (config_of(b"{"), "its config.json is no JSON"),
+    "a config of bytes": (config_of(b"\xff\xfe{}"), "its config.json is no text"),
+    "a config of a list": (config_of(b"[1]"), "its config.json"),
+    "an empty config": (config_of(b"{}"), "its config.json names no model_type"),
+    "width in words": (config_with(n_embd="wide"), "n_embd is 'wide'"),
+    "inner in words": (config_with(n_inner="wide"), "n_inner is 'wide'"),
+    "epsilon in words": (
+        config_with(layer_norm_epsilon="small"),
+        "no model can be made: layer_norm_epsilon is 'small' .* expected a number",
+    ),
+    "no heads": (config_with(n_head=0), "no model can be made of its config: .*zero"),
+    "unknown activation": (config_with(activation_function="x"), "no model .*KeyError"),
+    "unknown dtype": (config_with(dtype="x"), "no model can be made"),
+}
+DAMAGED_WEIGHTS = {
+    "no weights": (
+        lambda p: (p / "model.safetensors").unlink(),
+        "has no weights; expected model.safetensors in it",
+    ),
+    "zeros": (weights_of(bytes(64)), "its weights are damaged, or cut short: "),
+    "cut": (cut_weights, "its weights are damaged, or cut short: .*not fully covered"),
+    "pickled": (pickled_weights, "no plain tensors, and nothing is unpickled"),
+    "a lost shard": (lost_shard, "its weights cannot be read: No such file .*one.safe"),
+}
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [
-        (broken_weights, "its weights cannot be read"),
-        (no_weights, "its weights cannot be read"),
-        (no_config, "has no config.json"),
-        (broken_config, "cannot load model"),
-    ],
+    [*DAMAGE.values(), *DAMAGED_WEIGHTS.values()],
+    ids=[*DAMAGE, *DAMAGED_WEIGHTS],
 )
-def test_a_broken_directory_is_one_clear_line(make_model, tmp_path, damage, words):
+def test_what_keeps_a_directory_from_loading_is_one_clear_line(
+    make_model, tmp_path, damage, words
+):
     path = saved(make_model(), tmp_path / "model")
     damage(tmp_path / "model")
     with pytest.raises(recon.UsageError, match=words) as caught:
         recon.load_model(path)
-    assert path in str(caught.value)
+    assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
+def test_a_skeleton_is_kept_by_the_same_configs(make_model, tmp_path, damage, words):
+    path = saved(make_model(), tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(recon.UsageError, match=words):
+        skeleton(path)
+
+
+@pytest.mark.parametrize(("damage", "_"), DAMAGED_WEIGHTS.values(), ids=DAMAGED_WEIGHTS)
+def test_a_skeleton_needs_no_weights(make_model, tmp_path, damage, _):
+    path = saved(make_model(), tmp_path / "model")
+    damage(tmp_path / "model")
+    assert skeleton(path).sizes["D"] == make_model().config.n_embd
 
 
 def test_weights_that_are_missing_are_not_made_up(make_model, tmp_path):
@@ -254,14 +320,27 @@ def test_loading_leaves_the_verbosity_of_transformers(make_model, tmp_path):
 # -- a skeleton ----------------------------------------------------------------
 
 
-def test_a_skeleton_shows_the_shape_of_every_site_without_weights():
-    made = skeleton("random:tiny")
-    assert {p.device.type for p in made.model.parameters()} == {"meta"}
+@pytest.mark.parametrize("kind", [GPT2Model, GPT2LMHeadModel])
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_skeleton_shows_every_site_in_its_shape(make_model, tmp_path, kind, cross):
+    made = skeleton(saved(make_model(kind, add_cross_attention=cross), tmp_path))
     with torch.no_grad(), recon.capture(made.model) as recorder:
         made.model(**made.inputs)
     trace = recorder.trace
-    sizes = {**made.sizes, "B": 1, "T": 1, "S": 1, "3D": 3 * made.sizes["D"], "1|B": 1}
-    for part in PARTS:
-        if "cross" not in part.name:
-            shape = trace[part.name.replace("{l}", "1")].shape
-            assert tuple(shape) == tuple(sizes[axis] for axis in part.shape.split())
+    small = made.model.config
+    sizes = {"B": 1, "T": 1, "S": 1, "E": 1, "1|B": 1, "H": small.n_head}
+    sizes |= {"D": small.n_embd, "d": 2, "M": small.n_inner, "V": small.vocab_size}
+    sizes |= {f"{n}D": n * small.n_embd for n in (2, 3)}
+    shown = [p for p in PARTS if cross or "cross" not in p.name]
+    shown = [p for p in shown if kind is GPT2LMHeadModel or p.name != "logits"]
+    for part in shown:
+        shape = trace[part.name.replace("{l}", "1")].shape
+        assert tuple(shape) == tuple(sizes[axis] for axis in part.shape.split())
+    assert len({site.part for site in trace.sites}) == len(shown)
+
+
+def test_a_skeleton_takes_nothing_from_the_global_generator():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    skeleton("random:tiny")
+    assert torch.equal(torch.get_rng_state(), before)
