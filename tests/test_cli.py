@@ -296,7 +296,7 @@ def _with(path, directory, **values):
 # What a config can say that makes no model; the words of verify, and those of sites.
 BROKEN = {
     "a width in words": ({"n_embd": "wide"}, "n_embd", "n_embd"),
-    "no heads": ({"n_head": 0}, "cannot be read", "no model can be made"),
+    "no heads": ({"n_head": 0}, "no model can be made", "no model can be made"),
     "heads that do not divide": (
         {"n_head": 3},
         "must be divisible",
@@ -343,7 +343,7 @@ BAD = {
     ),
     "ids in a dictionary": (
         lambda t, d: [d, "--input-ids", _file(t / "i.json", '{"a": 1}')],
-        "cannot be read as token ids",
+        "expected integers of shape (tokens) or (batch, tokens)",
     ),
     "ids too deep": (
         lambda t, d: [d, "--input-ids", _file(t / "i.json", "[" * 100_000)],
@@ -364,12 +364,12 @@ BAD = {
     "file as model": (lambda t, d: [_file(t / "m", "x")], "is a file"),
     "broken config": (
         lambda t, d: [_file(t / "config.json", "{").parent],
-        "cannot load model",
+        "its config.json is no JSON",
     ),
     "T5": (lambda t, d: [_t5(t)], "recon checks GPT-2, found"),
     "truncated weights": (
         lambda t, d: [_truncated_model(t, d)],
-        "weights cannot be read",
+        "its weights are damaged, or cut short",
     ),
     "missing weights": (
         lambda t, d: [_with_a_block_more(t, d)],
@@ -398,10 +398,10 @@ BAD = {
     ),
     "float ids": (
         lambda t, d: [d, "--input-ids", _file(t / "ids.json", "[0.5]")],
-        "expected integer token ids",
+        "expected integers of shape",
     ),
     "missing ids": (lambda t, d: [d, "--input-ids", t / "no.pt"], "no such file"),
-    "missing prompts": (lambda t, d: [d, "--prompts", t / "no"], "cannot be read"),
+    "missing prompts": (lambda t, d: [d, "--prompts", t / "no"], "no such file"),
     "no prompts": (
         lambda t, d: [d, "--prompts", _file(t / "p.txt", " \n")],
         "holds no prompt",

@@ -23,8 +23,9 @@ from recon.auditing.rules import rule
 from recon.cli.audit import Names
 from recon.errors import UsageError
 from recon.facts import Environment
+from recon.input_files import take_inputs
 from recon.report.json import schema_text
-from recon.target import load_function, load_tensors, take_inputs
+from recon.target import load_function, load_tensors
 
 TINY = "random:tiny"
 RIGHT = """

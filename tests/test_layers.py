@@ -30,7 +30,7 @@ LAYERS = (
     "saving",
     "facts",
     "ops",
-    "sites  files  prompts  shapes  deadline",
+    "sites  files  prompts  input_files  shapes  deadline",
     "errors  display",
 )
 # Needed by type checkers alone, and not run: (who, whom).

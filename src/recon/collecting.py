@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recon.capturing import capture
 from recon.errors import UsageError
+from recon.inputs import encoded
 from recon.models import Loaded
 from recon.prompts import Prompts, Words
 from recon.recorder import Recorder
@@ -128,9 +129,7 @@ class _Passes:
     def _ids(self, words: Words, where: str) -> Tensor:
         """Return token ids, 1 T; raises UsageError for those that cannot be run."""
         config = self.loaded.model.config
-        ids = self._encoded(words) if isinstance(words, str) else list(words)
-        if not ids:
-            raise UsageError(f"{where}: is empty: no token to run")
+        ids = encoded(self.loaded, words, where)
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:
             raise UsageError(
                 f"{where}: token ids from {min(ids)} to {max(ids)}; expected 0 to "
@@ -142,14 +141,6 @@ class _Passes:
                 f"{config.n_positions}; shorten it, or cut such prompts with --crop"
             )
         return torch.tensor([ids])
-
-    def _encoded(self, text: str) -> list[int]:
-        if self.loaded.tokenizer is None:
-            raise UsageError(
-                f"{self.loaded.name} has no tokenizer; give token ids with --input-ids"
-            )
-        ids: list[int] = self.loaded.tokenizer(text)["input_ids"]
-        return ids
 
 
 # -- what the index says -------------------------------------------------------

@@ -28,7 +28,6 @@ from recon import saving
 from recon.deadline import USUAL, NeverEndsError, TimeUpError, within
 from recon.errors import UsageError
 
-_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 # What makes an import end from outside.
 _NOT_ITS_OWN = (KeyboardInterrupt, TimeUpError)
 _FORMS = "FILE.py:FUNCTION, package.module:FUNCTION or a file of captures"
@@ -234,22 +233,6 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not any(_holds_tensor(value) for value in found.values()):
         raise UsageError(f"{path}: holds no tensor")
     return found
-
-
-def take_inputs(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Take the inputs of the run out of captures, where they were saved along."""
-    if not isinstance(tensors.get("input_ids"), Tensor):
-        return {}
-    given = {name: tensors.pop(name) for name in _INPUTS if name in tensors}
-    ids = given["input_ids"]
-    if ids.is_floating_point() or ids.ndim not in (1, 2):
-        raise UsageError(
-            "input_ids: expected integers of shape (tokens) or (batch, tokens), found "
-            f"{ids.dtype} of shape {tuple(ids.shape)}"
-        )
-    return {
-        name: value[None] if value.ndim == 1 else value for name, value in given.items()
-    }
 
 
 def _holds_tensor(value: Any) -> bool:

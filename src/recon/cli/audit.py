@@ -286,7 +286,8 @@ def _audit_function(target: str, run: Run, wanted: Wanted) -> AuditReport:
 def _audit_captures(target: str, run: Run, wanted: Wanted) -> AuditReport:
     """Audit saved tensors, on the inputs that were given or saved along with them."""
     from recon.auditing.session import audit_captures
-    from recon.target import load_tensors, take_inputs
+    from recon.input_files import take_inputs
+    from recon.target import load_tensors
 
     if wanted.effort != "default":
         raise UsageError(

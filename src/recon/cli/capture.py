@@ -16,9 +16,11 @@ from recon.cli.options import (
     Attention,
     Device,
     Dtype,
+    Field,
     InputIds,
     Json,
     ModelArgument,
+    PromptsFile,
     Seed,
     Text,
     ToDtype,
@@ -57,17 +59,8 @@ def command(
     ],
     text: Text = None,
     input_ids: InputIds = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Run every prompt of this .txt (one a line), .jsonl, .parquet, or "
-            "folder of a saved dataset.",
-        ),
-    ] = None,
-    field: Annotated[
-        str, typer.Option(help="Where in .jsonl, .parquet or a dataset prompts are.")
-    ] = "text",
+    prompts: PromptsFile = None,
+    field: Field = "text",
     mode: Annotated[
         How,
         typer.Option(
@@ -148,6 +141,11 @@ def _prompts(
     if text is not None:
         return listed([text], "--text")
     batch = next(batches(loaded, ids_file=input_ids, seed=seed))
+    if beside := [name for name in batch.inputs if name != "input_ids"]:
+        raise UsageError(
+            f"{input_ids}: holds {', '.join(beside)}, but prompts are captured one a "
+            "pass, without a mask and at their own positions; give token ids only"
+        )
     return listed(batch.inputs["input_ids"].tolist(), batch.source)
 
 

@@ -45,8 +45,20 @@ InputIds: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Run these token ids: json, npy, npz, safetensors, pt or plain text.",
+        help="Run these token ids: json, npy, npz, safetensors, pt or plain text; an "
+        "attention_mask, position_ids or token_type_ids beside them are used.",
     ),
+]
+PromptsFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Run every prompt of this .txt (one a line), .jsonl, .parquet, or "
+        "folder of a saved dataset.",
+    ),
+]
+Field: TypeAlias = Annotated[
+    str, typer.Option(help="Where in .jsonl, .parquet or a dataset prompts are.")
 ]
 ToDtype: TypeAlias = Annotated[
     Dtype | None, typer.Option(help="Convert the model; default: as it is stored.")

@@ -16,10 +16,12 @@ from recon.cli.options import (
     Attention,
     Bound,
     Device,
+    Field,
     Html,
     InputIds,
     Json,
     ModelArgument,
+    PromptsFile,
     Text,
     ToDtype,
 )
@@ -65,10 +67,8 @@ def command(
     model: ModelArgument = "bundled",
     text: Text = None,
     input_ids: InputIds = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Run every line of this file, in batches."),
-    ] = None,
+    prompts: PromptsFile = None,
+    field: Field = "text",
     dtype: ToDtype = None,
     attn: Attention = None,
     level: Annotated[
@@ -116,7 +116,7 @@ def command(
     streams.require_distinct(outputs)
     silence_libraries()
     loaded = load(model, dtype=dtype, attn=attn, device=device, seed=seed)
-    batches = _batches(loaded, text, input_ids, prompts, seed)
+    batches = _batches(loaded, text, input_ids, prompts, field, seed)
     if train:
         _train(loaded, seed)
     report = _verify(loaded, batches, How(level, bound, stream))
@@ -130,12 +130,20 @@ def _batches(
     text: str | None,
     input_ids: Path | None,
     prompts: Path | None,
+    field: str,
     seed: int,
 ) -> list[Batch]:
     from recon.inputs import batches
 
     return list(
-        batches(loaded, text=text, ids_file=input_ids, prompts_file=prompts, seed=seed)
+        batches(
+            loaded,
+            text=text,
+            ids_file=input_ids,
+            prompts_file=prompts,
+            field=field,
+            seed=seed,
+        )
     )
 
 
