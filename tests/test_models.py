@@ -173,6 +173,11 @@ def pickled_weights(path):
     torch.save(Path("no tensor"), path / "pytorch_model.bin")
 
 
+def broken_index(path):
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors.index.json").write_text("{")
+
+
 def lost_shard(path):
     (path / "model.safetensors").unlink()
     shards = {"weight_map": {"transformer.wte.weight": "one.safetensors"}}
@@ -205,6 +210,7 @@ DAMAGED_WEIGHTS = {
     "zeros": (weights_of(bytes(64)), "its weights are damaged, or cut short: "),
     "cut": (cut_weights, "its weights are damaged, or cut short: .*not fully covered"),
     "pickled": (pickled_weights, "no plain tensors, and nothing is unpickled"),
+    "half an index": (broken_index, "the index of its weights is no JSON"),
     "a lost shard": (lost_shard, "its weights cannot be read: No such file .*one.safe"),
 }
 

@@ -36,21 +36,28 @@ _KINDS: Mapping[str, Kind] = {
 }
 # What a config calls the dtype of its weights, and from_pretrained with it.
 _DTYPE = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
-# What stands behind an error of transformers, and what it means; the first one counts.
-_MEANINGS: tuple[tuple[type[BaseException], str], ...] = (
+# What stands behind an error of transformers, and what it means, around its own words;
+# the first one counts.
+_Meanings: TypeAlias = tuple[tuple[type[BaseException], str], ...]
+_HUB: _Meanings = (
     (hub.LocalEntryNotFoundError, "the hub cannot be reached, and no copy is here"),
     (hub.OfflineModeIsEnabled, "the hub is switched off, and no copy is here"),
     (hub.GatedRepoError, "the hub has it for those only who accepted its terms"),
     (hub.RepositoryNotFoundError, "the hub has no such model, or not for everyone"),
     (hub.EntryNotFoundError, "the hub has no such file of it"),
     (hub.HFValidationError, "no directory, and no name that the hub could have"),
-    (SafetensorError, "its weights are damaged, or cut short"),
+)
+_CONFIG: _Meanings = (
+    (UnicodeDecodeError, "its config.json is no text: {}"),
+    (json.JSONDecodeError, "its config.json is no JSON: {}"),
+)
+_WEIGHTS: _Meanings = (
+    (SafetensorError, "its weights are damaged, or cut short: {}"),
     (UnpicklingError, "its weights are no plain tensors, and nothing is unpickled"),
-    (UnicodeDecodeError, "its config.json is no text"),
-    (json.JSONDecodeError, "its config.json is no JSON"),
+    (json.JSONDecodeError, "the index of its weights is no JSON: {}"),
 )
 # What a local directory may hold weights in.
-_WEIGHTS = [
+_FILES = [
     f"{stem}{index}"
     for stem in ("model.safetensors", "pytorch_model.bin")
     for index in ("", ".index.json")
@@ -100,8 +107,9 @@ def weighted(
         try:
             loaded: Any = kind.from_pretrained(source, **options)
         except Exception as error:  # of any kind: readers raise whatever they like
-            what = _meaning(error) or "its weights cannot be read"
-            raise UsageError(f"{name}: {what}: {_words(error)}") from error
+            what = _meaning(error, _HUB + _WEIGHTS)
+            what = what or f"its weights cannot be read: {_words(error)}"
+            raise UsageError(f"{name}: {what}") from error
     model: PreTrainedModel = loaded[0]
     _require_all(name, loaded[1])
     return model
@@ -156,11 +164,12 @@ def _values(source: str, name: str, others: list[str]) -> dict[str, Any]:
             values, _ = PretrainedConfig.get_config_dict(source)
         except Exception as error:  # of any kind
             if Path(source).is_dir():
-                what = _meaning(error) or f"its config.json cannot be read: {error}"
-                raise UsageError(f"{name}: {' '.join(what.split())}") from error
+                what = _meaning(error, _CONFIG)
+                what = what or f"its config.json cannot be read: {_words(error)}"
+                raise UsageError(f"{name}: {what}") from error
             near = [one for one in get_close_matches(name, others, 1) if one != name]
             hint = f" (did you mean {near[0]}?)" if near else ""
-            what = _meaning(error) or _words(error)
+            what = _meaning(error, _HUB + _CONFIG) or _words(error)
             raise UsageError(f"cannot load model {name!r}{hint}: {what}") from error
     if not isinstance(values, dict):
         kind = type(values).__name__
@@ -172,12 +181,14 @@ def _class(values: Mapping[str, Any], name: str) -> Kind:
     architecture = values.get("model_type")
     if architecture is None:
         raise UsageError(f"{name}: its config.json names no model_type; expected gpt2")
-    named = (values.get("architectures") or ["GPT2LMHeadModel"])[0]
+    listed = values.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else None
     if architecture != "gpt2":
-        what = architecture if values.get("architectures") is None else named
+        what = named or "a model"
         raise UnsupportedError(
             f"recon checks GPT-2, found {what} ({architecture}) in {name}"
         )
+    named = named or "GPT2LMHeadModel"
     if named not in _KINDS:
         raise UnsupportedError(
             f"recon checks GPT2LMHeadModel and GPT2Model, found {named} in {name}"
@@ -206,8 +217,8 @@ def _makes_none(name: str, error: BaseException) -> UsageError:
 
 def _require_weights(source: str, name: str) -> None:
     folder = Path(source)
-    if folder.is_dir() and not any((folder / file).is_file() for file in _WEIGHTS):
-        raise UsageError(f"{name} has no weights; expected {_WEIGHTS[0]} in it")
+    if folder.is_dir() and not any((folder / file).is_file() for file in _FILES):
+        raise UsageError(f"{name} has no weights; expected {_FILES[0]} in it")
 
 
 def _require_all(name: str, info: Mapping[str, Any]) -> None:
@@ -229,12 +240,13 @@ def _require_all(name: str, info: Mapping[str, Any]) -> None:
 # -- errors of transformers ----------------------------------------------------
 
 
-def _meaning(error: BaseException) -> str:
+def _meaning(error: BaseException, meanings: _Meanings) -> str:
     """Say what an error comes from, if it is one of those known; else nothing."""
     causes = list(_causes(error))
-    for kind, words in _MEANINGS:
-        if any(isinstance(one, kind) for one in causes):
-            return words
+    for kind, words in meanings:
+        for one in causes:
+            if isinstance(one, kind):
+                return words.format(_words(one))
     return ""
 
 
