@@ -134,7 +134,7 @@ def test_one_row_beside_the_ids_serves_every_row_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"labels": IDS}, "'labels' is no input that recon runs: expected"),
+        ({"labels": IDS + 1}, "'labels' is no input that recon runs: expected"),
         ({"attention_mask": MASK * 2}, "attention_mask: expected 0 and 1 only"),
         ({"attention_mask": MASK * -1e9}, "attention_mask: expected 0 and 1 only"),
         ({"attention_mask": MASK * float("nan")}, "attention_mask: expected 0 and 1"),

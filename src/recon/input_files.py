@@ -40,6 +40,7 @@ def read_inputs(path: Path) -> dict[str, Tensor]:
         ValueError,
         KeyError,
         RuntimeError,
+        TypeError,
         SafetensorError,
         EOFError,
     ) as error:
@@ -120,9 +121,9 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _checked(given: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    ids = _integers(given["input_ids"], f"{where}input_ids")
-    if not ids.numel():
+    if not given["input_ids"].numel():
         raise UsageError(f"{where}holds no token id")
+    ids = _integers(given["input_ids"], f"{where}input_ids")
     beside = {name: tensor for name, tensor in given.items() if name != "input_ids"}
     return {"input_ids": ids} | {
         name: _fitting(name, tensor, ids.shape, f"{where}{name}")
