@@ -719,9 +719,11 @@ def test_sites_shows_only_what_the_model_has(run, tmp_path):
     assert "logits" not in rows
     assert "h.l.cross.q" not in rows
     assert rows["h.l.mlp.post"]["here"] == "B T 100"
+    assert rows["ln_f"]["hf"] == "ln_f"
     GPT2Config(n_layer=1, add_cross_attention=True).save_pretrained(tmp_path)
     rows = _sites(run, tmp_path)
     assert rows["h.l.cross.kv"]["here"] == "B E 1536"
+    assert rows["ln_f"]["hf"] == "transformer.ln_f"
     assert rows["logits"]["origin"] == "captured"
 
 

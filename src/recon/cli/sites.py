@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,6 +73,10 @@ def _listing(name: str, patterns: list[str]) -> Vocabulary:
     else:
         parts = [part for part in PARTS if _short(part) in origins]
         rows = [_row(part, "l", sizes, origins) for part in parts]
+    if "logits" not in origins:
+        # Without a head the modules stand at the top.
+        bare = [row.hf.removeprefix("transformer.") for row in rows]
+        rows = [replace(row, hf=hf) for row, hf in zip(rows, bare, strict=True)]
     architecture = type(shape.model).__name__
     return Vocabulary(name, architecture, blocks, sizes, tuple(rows))
 
