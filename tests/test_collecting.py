@@ -116,7 +116,7 @@ def test_weights_that_differ_in_one_element_are_another_run(loaded, tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ([], "rows, prompt 2: is empty: no token to run"),
+        ([], r"rows, prompt 2: the prompt \[\] is empty: no token to run"),
         ([96, 97], "prompt 2: token ids from 96 to 97; expected 0 to 96"),
         ([-1], "prompt 2: token ids from -1 to -1; expected 0 to 96"),
         ([1] * 25, "prompt 2: 25 tokens, and the model's context has 24; shorten"),
@@ -307,7 +307,7 @@ def test_one_text_or_ids_or_the_bundled_prompt_are_captured(run, tmp_path):
         (["--sites", "ln_g"], "unknown site 'ln_g'; did you mean ln_f?"),
         (["--sites", "ln_f", "--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--sites", "ln_f", "--text", "a", "--prompts", "b"], "give one of --text"),
-        (["--sites", "ln_f", "--text", ""], "--text: is empty"),
+        (["--sites", "ln_f", "--text", ""], "--text: the prompt '' is empty"),
         (["--sites", "ln_f", "--text", "a " * 300], "shorten it, or cut such prompts"),
         ([], "Missing option '--sites'"),
     ],
