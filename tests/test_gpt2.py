@@ -11,7 +11,8 @@ from transformers.activations import ACT2FN
 
 import recon
 from recon.gpt2 import hooks_of_its_own
-from recon.gpt2.caches import entries, halves, length
+from recon.gpt2.caches import NAMES, among, entries, halves, length
+from recon.gpt2.passes import received
 from tests import versions
 
 only_hooked = pytest.mark.skipif(
@@ -612,3 +613,20 @@ def test_a_weight_that_is_no_number_is_found_where_it_is_used(model, ids):
     first = recon.verify(model, ids).failures[0]
     assert (first.site, first.identity) == ("h.1.mlp.pre", "mlp_pre")
     assert first.reason.startswith("not finite")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cache_is_seen_under_every_name_that_versions_hand_it_on_by(model, ids, name):
+    # 2026-11: 5.24 calls it cache, and cached decoding was judged without it.
+    cache = among(model(ids, use_cache=True))
+    hidden, attention = torch.zeros(*ids.shape, 1), model.transformer.h[0].attn
+    keys, _ = next(entries(halves(cache)[0]))
+    found = received(attention, (hidden,), {name: cache}, None)
+    assert torch.equal(found.keys, keys)
+    assert received(attention, (hidden,), {name: None}, None).keys is None
+
+
+def test_a_stray_argument_is_not_taken_for_the_cache(model, ids):
+    used, stray = (among(model(rows, use_cache=True)) for rows in (ids, ids + 1))
+    given = {"cache": stray, "past_key_values": used}
+    assert among(given) is used

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 Entry: TypeAlias = tuple[Tensor, Tensor]
+
+# What versions call a cache that is handed on; from 5.24 on it is the last of these.
+NAMES = ("past_key_values", "past_key_value", "cache")
+
+
+def among(named: Mapping[str, Any]) -> Any:
+    """Return the cache among arguments or outputs by name; None if there is none."""
+    found = (named[name] for name in NAMES if name in named)
+    return next((cache for cache in found if cache is not None), None)
 
 
 def halves(cache: Any) -> tuple[Any, Any]:

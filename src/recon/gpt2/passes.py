@@ -56,7 +56,7 @@ def received(
     cross = module.is_cross_attention
     mask = kwargs.get("encoder_attention_mask" if cross else "attention_mask")
     queries = hidden.shape[1]
-    cache = kwargs.get("past_key_values", kwargs.get("past_key_value"))
+    cache = caches.among(kwargs)
     if kwargs.get("head_mask") is not None:
         return Received(mask, queries, unsupported="head_mask")
     if cache is None:

@@ -39,7 +39,7 @@ class Reference:
             logits=output.get("logits"),
             attentions=output.get("attentions"),
             cross_attentions=output.get("cross_attentions"),
-            cache=_cache_contents(output.get("past_key_values")),
+            cache=_cache_contents(caches.among(output)),
         )
 
 
@@ -52,7 +52,7 @@ def _cache_contents(cache: Any) -> tuple[tuple[Tensor, Tensor], ...] | None:
 def sparing(model: nn.Module, inputs: Mapping[str, Any]) -> Reference:
     """Run the model, asking for nothing that grows with its depth."""
     asks = {"return_dict": True}
-    if inputs.get("past_key_values") is None:
+    if caches.among(inputs) is None:
         asks["use_cache"] = False
     return Reference.of(model(**{**asks, **_with_own_cache(inputs)}))
 
@@ -70,10 +70,12 @@ def reference(model: nn.Module, inputs: Mapping[str, Any]) -> Reference:
 
 def _with_own_cache(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a cache among the inputs: the pass writes it, the caller's stays."""
-    own = dict(inputs)
-    if own.get("past_key_values") is not None:
-        own["past_key_values"] = caches.copied(own["past_key_values"])
-    return own
+    return {
+        name: caches.copied(value)
+        if name in caches.NAMES and value is not None
+        else value
+        for name, value in inputs.items()
+    }
 
 
 @contextmanager
@@ -152,7 +154,7 @@ def require_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         raise UsageError(f"{name} is empty, shape {tuple(given.shape)}: nothing to run")
     if ids is not None:
         _require_range("token id", ids, config.vocab_size)
-    past = inputs.get("past_key_values")
+    past = caches.among(inputs)
     seen = caches.length(past) if past is not None else 0
     if inputs.get("position_ids") is not None:
         _require_range("position", inputs["position_ids"], config.n_positions)
