@@ -31,7 +31,6 @@ from property_tests.adversarial import (
     matrices,
 )
 from recon.activations import activation
-from recon.certify import judge
 from recon.compare import Check
 from recon.facts import Identity
 from recon.ops import Add, Linear
@@ -45,6 +44,7 @@ from recon.rounding import (
 )
 from recon.sites import Site
 from recon.sketch import Sketcher
+from recon.tally import judge
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 forms = st.sampled_from(["deterministic", "probabilistic"])

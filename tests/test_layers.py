@@ -23,6 +23,7 @@ LAYERS = (
     "streaming",
     "models  loading  checks  results",
     "gpt2  recorder  ledger  replay  certify  sketch  census",
+    "tally",
     "compare",
     "activations  projection",
     "rounding",
