@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from recon.auditing.alone import alone
 from recon.auditing.flow import gradients_stop
 from recon.auditing.registering import Registered, registrations
 from recon.auditing.returned import Returned, take_apart
+from recon.auditing.signatures import Function, accepted, by_name, wanted
+from recon.auditing.situations import Situation
 from recon.deadline import USUAL, NeverEndsError, within
 from recon.errors import ReconError
 from recon.recorder import Options, Recorder
@@ -26,37 +28,11 @@ from recon.sites import Site
 from recon.trace import Trace
 from recon.watch import Change, Keeper, State, changes
 
-Effort: TypeAlias = Literal["quick", "default", "thorough"]
-Function: TypeAlias = Callable[..., Any]
-
 _SEED = 20_26
 _OUR_FILES = (__file__, deadline.__file__)
-_GIVEN = ("model", "input_ids")
-_POSITIONAL = inspect.Parameter.POSITIONAL_ONLY
-_TOKENS = 11
 # The time of a call, unless one is given: at least the usual one, and that of as many
 # passes, which patching every head of every block one by one takes.
 _PASSES = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Situation:
-    """One way to call the function: the inputs, and the state of the model.
-
-    ``seed`` tells random states apart: what is drawn differs when a prompt runs again.
-    """
-
-    name: str
-    inputs: Mapping[str, Tensor]
-    grad: bool = True
-    train: bool = False
-    raises: bool = False
-    seed: int = 0
-
-    @property
-    def rows(self) -> int:
-        """The size of the batch."""
-        return int(self.inputs["input_ids"].shape[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,111 +92,6 @@ class _InterruptionError(RuntimeError):
     """What the audit makes a pass raise half way."""
 
 
-def situations(
-    model: nn.Module,
-    inputs: Mapping[str, Tensor] | None,
-    takes: frozenset[str],
-    effort: Effort,
-) -> Iterator[Situation]:
-    """Yield the situations of an audit, the one that is judged in full first.
-
-    ``takes`` are the inputs that the function accepts; ``inputs`` replace the first
-    prompts.
-    """
-    config = gpt2.base(model).config
-    longest = int(config.n_positions)
-    device = next(model.parameters()).device
-
-    def ids(rows: int, tokens: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        size = (rows, min(tokens, longest))
-        made = torch.randint(config.vocab_size, size, generator=generator)
-        return made.to(device)
-
-    def plain(rows: int, tokens: int, seed: int) -> dict[str, Tensor]:
-        return {"input_ids": ids(rows, tokens, seed)}
-
-    tokens, others = _lengths(config)
-    rows = 3 if config.n_layer not in (2, 3) else 5
-    first = plain(rows, tokens, 1)
-    if inputs is not None:
-        yield Situation("the given inputs", dict(inputs))
-    yield Situation(f"a batch of {rows}", first)
-    yield Situation(f"another batch of {rows}", plain(rows, tokens, 2))
-    yield Situation("a pass that raises", plain(1, tokens, 3), raises=True)
-    if effort == "quick":
-        return
-    yield Situation("the first batch again", first, seed=1)
-    yield Situation("one prompt", plain(1, others, 4))
-    yield Situation("under no_grad", plain(2, tokens, 5), grad=False)
-    yield Situation("train mode", plain(2, tokens, 6), train=True)
-    if "attention_mask" in takes:
-        yield Situation("a batch padded on the right", _padded(first, right=True))
-        yield Situation("a batch padded on the left", _padded(first, right=False))
-    if effort == "thorough":
-        yield Situation("one token", plain(2, 1, 7))
-        yield Situation("a long prompt", plain(1, min(longest, 96), 8))
-        yield Situation("a batch of 7", plain(7, tokens - 3, 9))
-        yield Situation("one prompt again", plain(1, others, 4), seed=1)
-
-
-def _lengths(config: Any) -> tuple[int, int]:
-    """Return two numbers of tokens that no other axis has: a mix-up changes a shape."""
-    width = config.n_embd // config.n_head
-    taken = {config.n_head, config.n_layer, config.n_layer + 1, width, config.n_embd}
-    free = (n for n in range(_TOKENS, config.n_positions + 1) if n not in taken)
-    tokens = next(free, min(_TOKENS, config.n_positions))
-    return tokens, next(free, tokens)
-
-
-def _padded(inputs: Mapping[str, Tensor], *, right: bool) -> dict[str, Tensor]:
-    ids = inputs["input_ids"].clone()
-    mask = torch.ones_like(ids)
-    for row, missing in enumerate((0, 2, 4)[: len(ids)]):
-        place = slice(ids.shape[1] - missing, None) if right else slice(0, missing)
-        mask[row, place] = 0
-        ids[row, place] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def accepted(function: Function) -> frozenset[str]:
-    """Return the names of the inputs, besides the model, that a function takes."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return frozenset({"input_ids"})
-    return frozenset(parameters) & {"attention_mask", "position_ids", "token_type_ids"}
-
-
-def _wanted(function: Function, ids: Tensor) -> dict[str, Tensor]:
-    """Return what a function cannot be called without, for a plain batch."""
-    usual = {
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": torch.zeros_like(ids),
-        "position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids),
-    }
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {}
-    needed = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty]
-    return {name: usual[name] for name in needed if name in usual}
-
-
-def _by_name(function: Function) -> tuple[str, ...]:
-    """Return which of model and ids go by name: both if they have one, in any order."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return ()
-    kinds = {name: parameters[name].kind for name in _GIVEN if name in parameters}
-    if kinds.keys() == set(_GIVEN) and kinds["model"] is not _POSITIONAL:
-        return tuple(n for n, kind in kinds.items() if kind is not _POSITIONAL)
-    return tuple(
-        n for n, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY
-    )
-
-
 def _broken(model: nn.Module) -> str:
     try:
         return gpt2.hidden_states_problem(model)
@@ -240,7 +111,7 @@ class Caller:
         self._function, self._model = function, model
         self._timeout, self._pass = timeout, 0.0
         self._takes = accepted(function)
-        self._by_name = _by_name(function)
+        self._by_name = by_name(function)
         self._keeper = Keeper(model)
         self._body = False
 
@@ -302,7 +173,7 @@ class Caller:
         returned, error, told, ended = Returned(), "", "", True
         inputs = {name: given.clone() for name, given in situation.inputs.items()}
         ids = inputs.pop("input_ids")
-        more = _wanted(self._function, ids) | inputs
+        more = wanted(self._function, ids) | inputs
         more = {name: given for name, given in more.items() if name in self._takes}
         torch.set_grad_enabled(situation.grad)
         before, caught = State.of(self._model), True

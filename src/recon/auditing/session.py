@@ -13,15 +13,7 @@ from torch import Tensor, nn
 
 from recon import gpt2
 from recon.auditing import promises
-from recon.auditing.calls import (
-    Call,
-    Caller,
-    Effort,
-    Function,
-    Situation,
-    accepted,
-    situations,
-)
+from recon.auditing.calls import Call, Caller
 from recon.auditing.causes import grouped, once
 from recon.auditing.certifying import by_each_other
 from recon.auditing.claims import Reader
@@ -33,6 +25,8 @@ from recon.auditing.judging import Judge
 from recon.auditing.passes import alike
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
+from recon.auditing.signatures import Function, accepted
+from recon.auditing.situations import Effort, Situation, situations
 from recon.auditing.structure import structure
 from recon.auditing.vocabularies import Names
 from recon.deadline import require_seconds
