@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recon import gpt2
-from recon.auditing import promises
 from recon.auditing.calls import Call, Caller
-from recon.auditing.causes import grouped, once
-from recon.auditing.certifying import by_each_other
-from recon.auditing.claims import Reader
-from recon.auditing.content import digest
-from recon.auditing.effects import computed_by, effects, finding, storage
-from recon.auditing.findings import AuditReport, Finding, Judged
-from recon.auditing.judgement import Judgement
-from recon.auditing.judging import Judge
-from recon.auditing.passes import alike
+from recon.auditing.findings import AuditReport
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
 from recon.auditing.signatures import Function, accepted
 from recon.auditing.situations import Effort, Situation, situations
-from recon.auditing.structure import structure
+from recon.auditing.tally import Tally
 from recon.auditing.vocabularies import Names
 from recon.deadline import require_seconds
-from recon.facts import Environment
-from recon.trace import Trace
 from recon.verification import record
 
 Progress = Callable[[str, int, int], None]
-_EXACT = frozenset({"wrong-site", "wrong-layer"})
 
 
 def audit(
@@ -74,28 +61,28 @@ def audit(
     if inputs is not None:
         gpt2.require_inputs(model, inputs)
     planned = list(situations(model, inputs, accepted(function), effort))
-    session = _Session(Caller(function, model, timeout), model, claims or {}, names)
+    tally = Tally(Caller(function, model, timeout), model, claims or {}, names)
     mode, process = model.training, _Generators()
     try:
         for number, situation in enumerate(planned):
             if progress is not None:
                 progress(situation.name, number, len(planned))
-            session.run(situation)
-            if session.hopeless:
+            tally.run(situation)
+            if tally.hopeless:
                 break
     finally:
         model.train(mode)
         process.put_back()
-    found = [one for one in session.findings() if one.rule.code not in ignored]
-    left_out = len(session.findings()) - len(found)
+    found = [one for one in tally.findings() if one.rule.code not in ignored]
+    left_out = len(tally.findings()) - len(found)
     file, line = _source(function)
     return AuditReport(
         target=target or getattr(function, "__qualname__", repr(function)),
         model=model_name or type(model).__name__,
-        environment=session.environment(),
+        environment=tally.environment(),
         findings=tuple(found),
-        tensors=tuple(session.tensors),
-        runs=tuple(call.situation.name for call in session.calls),
+        tensors=tuple(tally.tensors),
+        runs=tuple(call.situation.name for call in tally.calls),
         strict=strict,
         ignored=left_out,
         seconds=time.perf_counter() - begun,
@@ -127,18 +114,18 @@ def audit_captures(
     clean = record(model, **inputs)
     returned = take_apart(tensors)
     call = Call(situation, returned, (), (), clean, None, (), 0, {})
-    session = _Session(None, model, claims or {}, names)
-    session.take(call)
-    found = [one for one in session.findings() if one.rule.code not in ignored]
+    tally = Tally(None, model, claims or {}, names)
+    tally.take(call)
+    found = [one for one in tally.findings() if one.rule.code not in ignored]
     return AuditReport(
         target=target or "captures",
         model=model_name or type(model).__name__,
         environment=clean.facts.environment,
         findings=tuple(found),
-        tensors=tuple(session.tensors),
+        tensors=tuple(tally.tensors),
         runs=(situation.name,),
         strict=strict,
-        ignored=len(session.findings()) - len(found),
+        ignored=len(tally.findings()) - len(found),
         seconds=time.perf_counter() - begun,
     )
 
@@ -151,245 +138,6 @@ class _Generators:
 
     def put_back(self) -> None:
         torch.set_rng_state(self._state)
-
-
-@dataclass
-class _Session:
-    """The calls of one audit, in turn, and what was found so far."""
-
-    caller: Caller | None
-    model: nn.Module
-    claims: Mapping[str, str]
-    names: Names
-    calls: list[Call] = field(default_factory=list)
-    tensors: list[Judged] = field(default_factory=list)
-    wrong: dict[str, str] = field(default_factory=dict)
-    hopeless: bool = False
-    _wrong_at_first: set[str] = field(default_factory=set)
-    _found: list[Finding] = field(default_factory=list)
-    _judgements: list[tuple[str, Judgement]] = field(default_factory=list)
-    _conventions: dict[str, str] = field(default_factory=dict)
-    _digests: dict[str, int] = field(default_factory=dict)
-
-    def run(self, situation: Situation) -> None:
-        """Call the function once and judge what it returned."""
-        assert self.caller is not None
-        self.take(self.caller.call(situation))
-
-    def take(self, call: Call) -> None:
-        """Judge a call that was made."""
-        if not call.ended:
-            self._stopped(call)
-            return
-        self._found += [*effects(call, self.calls), *self._written_again(call)]
-        if call.situation.raises:
-            self.calls.append(call)
-            return
-        if call.error:
-            self._raised(call)
-            self.calls.append(call)
-            return
-        main = self._main is None
-        reader, depth = self._reader(call), len(gpt2.base(self.model).h)
-        self._found += structure(call, self._main, reader, depth)
-        self._judge(call, main)
-        if main:
-            self._found += storage(call)
-            self._digests = _digests(call)
-        self.calls.append(call)
-
-    @property
-    def _main(self) -> Call | None:
-        """The first call that returned something; the one that is told in full."""
-        usable = (c for c in self.calls if not c.error and not c.situation.raises)
-        return next(usable, None)
-
-    def _raised(self, call: Call) -> None:
-        some = any(not c.error for c in self.calls if not c.situation.raises)
-        # The second batch decides: what failed twice at the start fails always.
-        self.hopeless = not some and len(self.calls) >= 4
-        name = "raises-sometimes" if some else "raises"
-        words = f"{call.error}, with {call.situation.name}"
-        self._found.append(
-            finding(name, words, run=call.situation.name, traceback=call.traceback)
-        )
-
-    def _stopped(self, call: Call) -> None:
-        """Tell of a call whose time was up; what it left behind is no fault of its own.
-
-        Each further call would take as long, but where it was the pass that raised.
-        """
-        raises = call.situation.raises
-        self.hopeless = not raises
-        words = f"the code {call.error}, with {call.situation.name}"
-        self._found.append(
-            finding(
-                "never-ends",
-                f"{words}: it tries again for ever" if raises else words,
-                run=call.situation.name,
-                severity="warning" if raises else None,
-                traceback=call.traceback,
-            )
-        )
-        self.calls.append(call)
-
-    # -- tensor by tensor ------------------------------------------------------------
-
-    def _reader(self, call: Call) -> Reader | None:
-        traces = [*call.passes, *([call.clean] if call.clean else [])]
-        if not traces:
-            return None
-        facts = traces[0].facts
-        context = self.caller.name if self.caller is not None else ""
-        return Reader(facts.depth, facts.tied_last, self.claims, self.names, context)
-
-    def _judge(self, call: Call, main: bool) -> None:
-        reader = self._reader(call)
-        if reader is None:
-            return
-        judge = Judge(call, reader, list(self._earlier(call)), self._conventions)
-        judged = judge.judge()
-        if self.caller is None and call.clean is not None:
-            judged = by_each_other(judged, call.clean)
-        self._conventions = judge.conventions
-        self._found += promises.broken(call, judged)
-        if main:
-            self._few(call, judged)
-        for one in judged:
-            if call.situation.train and one.rule not in _EXACT:
-                continue  # dropout makes other numbers of honest formulas
-            if main:
-                self.tensors.append(_told(one))
-                self._wrong_at_first |= {one.name} if one.rule else set()
-            elif one.rule == "unexplained" and one.name not in self._wrong_at_first:
-                again = self._main is not None and _same_prompt(self._main, call)
-                if again:
-                    continue  # told as not-repeatable
-            if one.rule and self.wrong.get(one.name) in (None, one.rule):
-                self.wrong[one.name] = one.rule
-                self._judgements.append((call.situation.name, one))
-            elif one.rule == "other-run" or (main and not one.rule):
-                self._judgements.append((call.situation.name, one))
-
-    def _few(self, call: Call, judged: Sequence[Judgement]) -> None:
-        """Say if many modules were hooked and one tensor came of it."""
-        depth = len(gpt2.base(self.model).h)
-        numbered = len(judged) == 1 and "{l}" in judged[0].claim.family
-        # What overwrites a key is the last block's; another one was chosen.
-        site = judged[0].reading.site if numbered and judged[0].reading else None
-        numbered = site is not None and site.layer == depth - 1
-        passes = max(1, len(call.passes))
-        if numbered and depth > 1 and call.hooks >= depth * passes:
-            words = (
-                f"the code made {call.hooks} hooks and returned one tensor, "
-                f"`{judged[0].name}`: keys may overwrite each other"
-            )
-            self._found.append(
-                finding(
-                    "wrong-count",
-                    words,
-                    places=[judged[0].name],
-                    run=call.situation.name,
-                    severity="warning",
-                )
-            )
-
-    def _earlier(self, call: Call) -> Iterator[tuple[str, Trace]]:
-        """Yield runs whose values may linger."""
-        for other in self.calls[-2:]:
-            if not _same_prompt(other, call):
-                for trace in computed_by(other):
-                    yield f"an earlier call ({other.situation.name})", trace
-
-    # -- all together ------------------------------------------------------------------
-
-    def findings(self) -> list[Finding]:
-        """Return what was found: worst first, one finding a cause."""
-        judged = grouped(self._judgements)
-        return once([*self._found, *self._changed_later(), *judged])
-
-    def _written_again(self, call: Call) -> Iterator[Finding]:
-        """Yield the captures of the first call that this one overwrote.
-
-        Looked at after each call: one on the first prompt would write the same values.
-        """
-        main = self._main
-        now = {} if main is None else _digests(main)
-        changed = [name for name, found in now.items() if self._digests[name] != found]
-        if changed:
-            self._digests |= {name: now[name] for name in changed}
-            words = (
-                f"`{changed[0]}` changed after it was returned: later passes write it"
-            )
-            run = call.situation.name
-            yield finding("overwritten", words, places=changed, run=run)
-
-    def _changed_later(self) -> Iterator[Finding]:
-        """Yield captures of the first call that differ when its prompt runs again."""
-        main = self._main
-        if main is None:
-            return
-        again = [c for c in self.calls if c is not main and _same_prompt(c, main)]
-        for call in again:
-            varied = list(self._varied(main, call))
-            if varied and not call.error and not call.situation.raises:
-                words = (
-                    f"`{varied[0]}` is another tensor when the same prompt runs again"
-                )
-                name = "not-repeatable"
-                if _larger(main, call, varied[0]):
-                    name, words = "grows", f"`{varied[0]}` grows with each call"
-                yield finding(name, words, places=varied, run=call.situation.name)
-
-    def _varied(self, main: Call, again: Call) -> Iterator[str]:
-        """Yield names whose tensors differ by more than rounding between two calls."""
-        now = _digests(again)
-        for name, before in self._digests.items():
-            if name in self._wrong_at_first or now.get(name, before) == before:
-                continue
-            first, second = main.returned.tensors[name], again.returned.tensors[name]
-            if not alike(first, second):
-                yield name
-
-    def environment(self) -> Environment:
-        """Return what the calls ran on."""
-        for call in self.calls:
-            for trace in (*call.passes, call.clean):
-                if trace is not None:
-                    return trace.facts.environment
-        ids = torch.zeros(
-            1, 1, dtype=torch.long, device=next(self.model.parameters()).device
-        )
-        return record(self.model, ids).facts.environment
-
-
-def _same_prompt(one: Call, other: Call) -> bool:
-    a, b = one.situation.inputs, other.situation.inputs
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def _larger(before: Call, after: Call, name: str) -> bool:
-    first, second = before.returned.tensors[name], after.returned.tensors[name]
-    return second.numel() > first.numel()
-
-
-def _digests(call: Call) -> dict[str, int]:
-    tensors = call.returned.tensors.items()
-    return {n: digest(t) for n, t in tensors if t.is_floating_point()}
-
-
-def _told(one: Judgement) -> Judged:
-    claim = str(one.reading) if one.reading is not None else ""
-    status = "wrong" if one.rule else "right" if claim else "unclaimed"
-    return Judged(
-        one.name,
-        status,  # type: ignore[arg-type]  # one of the three words
-        claim,
-        one.sentence,
-        tuple(one.tensor.shape),
-        str(one.tensor.dtype).removeprefix("torch."),
-        one.by,
-    )
 
 
 def _source(function: Function) -> tuple[str, int]:
