@@ -136,7 +136,7 @@ def test_a_recorder_that_leaves_its_hooks_fails_a_test_that_does_not_ask(
     assert code == 1
     assert "1 passed, 1 error" in said
     assert "- recon leaks -" in said
-    assert "forward hook recon.recorder.Recorder" in said
+    assert "forward hook recon.recorder." in said
 
 
 def test_the_tests_of_hooks_are_watched():
