@@ -253,11 +253,11 @@ def storage(call: Call) -> Iterator[Finding]:
     tensors, run = call.returned.tensors, call.situation.name
     graph = [name for name, t in tensors.items() if t.grad_fn is not None]
     if graph:
-        words = f"{len(graph)} captures keep the autograd graph alive"
+        words = f"the autograd graph is kept alive by {len(graph)} of the captures"
         yield finding("graph-kept", words, places=graph, run=run)
     inference = [name for name, t in tensors.items() if t.is_inference()]
     if inference:
-        words = f"{len(inference)} captures were made under inference_mode"
+        words = f"{len(inference)} of the captures were made under inference_mode"
         yield finding("inference-tensor", words, places=inference, run=run)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
                 for t in tensors.values()}  # fmt: skip

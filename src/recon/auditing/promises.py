@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from recon.auditing.calls import Call
 from recon.auditing.claims import words_of
-from recon.auditing.effects import finding
-from recon.auditing.findings import Finding
 from recon.auditing.identify import Catalogue
 from recon.auditing.judgement import Judgement
 from recon.trace import Trace
@@ -23,35 +22,34 @@ _CLEAN = frozenset(
 )
 
 
-def broken(call: Call, judged: Sequence[Judgement]) -> Iterator[Finding]:
-    """Yield tensors named as edited that are clean, and named as clean that are not.
+def held_to(call: Call, judged: Sequence[Judgement]) -> list[Judgement]:
+    """Return judgements in which a name that breaks such a promise is wrong.
 
     Before the place of an edit both are the same: only if all tensors that promise an
     edit are what the model computes without it does the edit do nothing.
     """
     if call.clean is None or call.situation.train or not call.passes:
-        return
+        return list(judged)
     named = {one.name: frozenset(words_of(one.name)) for one in judged}
-    edited = [
-        o for o in judged if named[o.name] & _EDITED and not named[o.name] & _CLEAN
+    edited = {n for n, words in named.items() if words & _EDITED and not words & _CLEAN}
+    clean = {n for n, words in named.items() if words & _CLEAN and not words & _EDITED}
+    promising = [one for one in judged if one.name in edited]
+    idle = all(_of(call.clean, one.tensor) for one in promising)
+    return [
+        _broken(one, "an edit, and is what the model computes without one")
+        if one.name in edited and idle
+        else _broken(one, "no edit, and the model by itself computes something else")
+        if one.name in clean and not _clean(call, one.tensor)
+        else one
+        for one in judged
     ]
-    clean = [
-        o for o in judged if named[o.name] & _CLEAN and not named[o.name] & _EDITED
-    ]
-    run = call.situation.name
-    if edited and all(_of(call.clean, one.tensor) for one in edited):
-        said = (
-            f"`{edited[0].name}` promises an edit, and is what the model computes "
-            "without one"
-        )
-        yield finding("wrong-edit", said, places=[o.name for o in edited], run=run)
-    changed = [one for one in clean if not _clean(call, one.tensor)]
-    if changed:
-        said = (
-            f"`{changed[0].name}` promises no edit, and is of a pass that computed "
-            "something else than the model does by itself"
-        )
-        yield finding("wrong-edit", said, places=[o.name for o in changed], run=run)
+
+
+def _broken(one: Judgement, words: str) -> Judgement:
+    if one.rule:
+        return one
+    said = f"`{one.name}` promises {words}"
+    return replace(one, rule="wrong-edit", sentence=said, cause=words)
 
 
 def _of(trace: Trace, tensor: Tensor) -> bool:

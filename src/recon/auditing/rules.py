@@ -55,8 +55,8 @@ RULES = (
         "dropped-batch",
         "error",
         "Of a batch only one row was kept.",
-        "A block returns a tensor from transformers 5 on: output[0] is then row 0. Use "
-        "output[0] if isinstance(output, tuple) else output.",
+        "Of a tensor, which MLPs and (from transformers 5 on) blocks return, output[0] "
+        "is row 0: use output[0] if isinstance(output, tuple) else output.",
     ),
     Rule(
         "RC105",

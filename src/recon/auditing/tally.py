@@ -128,8 +128,8 @@ class Tally:
         judged = judge.judge()
         if self.caller is None and call.clean is not None:
             judged = by_each_other(judged, call.clean)
+        judged = promises.held_to(call, judged)
         self._conventions = judge.conventions
-        self._found += promises.broken(call, judged)
         if main:
             self._few(call, judged)
         for one in judged:
