@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from recon import gpt2
 from recon.auditing.calls import Call, Caller
 from recon.auditing.findings import AuditReport
+from recon.auditing.outcome import Outcome
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
 from recon.auditing.signatures import Function, accepted
 from recon.auditing.situations import Effort, Situation, situations
-from recon.auditing.tally import Tally
 from recon.auditing.vocabularies import Names
 from recon.deadline import require_seconds
 from recon.verification import record
@@ -61,28 +61,28 @@ def audit(
     if inputs is not None:
         gpt2.require_inputs(model, inputs)
     planned = list(situations(model, inputs, accepted(function), effort))
-    tally = Tally(Caller(function, model, timeout), model, claims or {}, names)
+    outcome = Outcome(Caller(function, model, timeout), model, claims or {}, names)
     mode, process = model.training, _Generators()
     try:
         for number, situation in enumerate(planned):
             if progress is not None:
                 progress(situation.name, number, len(planned))
-            tally.run(situation)
-            if tally.hopeless:
+            outcome.run(situation)
+            if outcome.hopeless:
                 break
     finally:
         model.train(mode)
         process.put_back()
-    found = [one for one in tally.findings() if one.rule.code not in ignored]
-    left_out = len(tally.findings()) - len(found)
+    found = [one for one in outcome.findings() if one.rule.code not in ignored]
+    left_out = len(outcome.findings()) - len(found)
     file, line = _source(function)
     return AuditReport(
         target=target or getattr(function, "__qualname__", repr(function)),
         model=model_name or type(model).__name__,
-        environment=tally.environment(),
+        environment=outcome.environment(),
         findings=tuple(found),
-        tensors=tuple(tally.tensors),
-        runs=tuple(call.situation.name for call in tally.calls),
+        tensors=tuple(outcome.tensors),
+        runs=tuple(call.situation.name for call in outcome.calls),
         strict=strict,
         ignored=left_out,
         seconds=time.perf_counter() - begun,
@@ -114,18 +114,18 @@ def audit_captures(
     clean = record(model, **inputs)
     returned = take_apart(tensors)
     call = Call(situation, returned, (), (), clean, None, (), 0, {})
-    tally = Tally(None, model, claims or {}, names)
-    tally.take(call)
-    found = [one for one in tally.findings() if one.rule.code not in ignored]
+    outcome = Outcome(None, model, claims or {}, names)
+    outcome.take(call)
+    found = [one for one in outcome.findings() if one.rule.code not in ignored]
     return AuditReport(
         target=target or "captures",
         model=model_name or type(model).__name__,
         environment=clean.facts.environment,
         findings=tuple(found),
-        tensors=tuple(tally.tensors),
+        tensors=tuple(outcome.tensors),
         runs=(situation.name,),
         strict=strict,
-        ignored=len(tally.findings()) - len(found),
+        ignored=len(outcome.findings()) - len(found),
         seconds=time.perf_counter() - begun,
     )
 

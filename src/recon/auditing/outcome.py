@@ -31,7 +31,7 @@ _EXACT = frozenset({"wrong-site", "wrong-layer"})
 
 
 @dataclass
-class Tally:
+class Outcome:
     """The calls of one audit, in turn, and what was found so far."""
 
     caller: Caller | None
