@@ -26,6 +26,17 @@ READINGS = {
     "intermediate_residual_3": {"resid_mid", "resid_post", "resid_pre"},
 }
 
+ANY = {
+    "resid_post", "mlp.post", "mlp_out", "mlp.out", "mlp.pre", "attn_out", "attn.out"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["act_3", "layer_3_activation", "acts.3"])
+def test_activations_of_a_block_may_be_any_of_its_outputs(name):
+    claim = Reader(depth=12, tied_last=True).read(name)
+    parts = {r.site.part for r in claim.readings if r.site.layer == 3}
+    assert parts == ANY | {"resid_pre"}  # as an index into hidden_states
+
 
 @pytest.mark.parametrize("name", READINGS)
 def test_a_loose_name_has_its_honest_readings(name):

@@ -299,6 +299,8 @@ _STREAM = frozenset({"resid", "residual", "stream", "hidden", "state", "states"}
 _FINAL = frozenset({"last", "final"})
 _RESIDUAL = frozenset({"resid", "residual", "stream"})
 _NORM = frozenset({"ln", "norm", "layernorm", "lnf"})
+# Words for whatever a block computes.
+_ANY = frozenset({"act", "acts", "activation", "activations"})
 # Words that name a block, and not what of it.
 _WEAK = frozenset({"layer", "layers", "block", "blocks", "h", "l", "head", "heads"})
 _HEADS = ("attn.z", "attn.pattern", "attn.q", "attn.k", "attn.v", "attn.scores")
@@ -404,6 +406,9 @@ def _parts(words: frozenset[str]) -> tuple[str, ...]:
     if linear := _linear(words):
         return linear
     rules: Sequence[tuple[bool, tuple[str, ...]]] = (
+        (bool(words & _ANY) and words <= _ANY | _WEAK,
+         ("resid_post", "mlp.post", "mlp_out", "mlp.out", "mlp.pre", "attn_out",
+          "attn.out")),
         (bool(words & {"logits", "logit"}), ("logits",)),
         (bool(words & {"wpe", "pos", "position", "positional"}), ("wpe",)),
         (bool(words & {"wte", "tok"}), ("wte",)),
