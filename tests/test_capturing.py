@@ -246,9 +246,13 @@ def test_a_clone_stays_what_it_was_when_the_original_is_edited(model, ids):
         output.add_(1)
 
     whole = captured(model, ids)
-    with torch.no_grad(), recon.capture(model, clone=True) as recorder:
+    mlp = model.transformer.h[1].mlp
+    with (
+        torch.no_grad(),
+        recon.capture(model, clone=True) as recorder,
         # After recon's own hook: too late to reach what was cloned.
-        model.transformer.h[1].mlp.register_forward_hook(edit)
+        mlp.register_forward_hook(edit),
+    ):
         output = model(ids)
     output.logits.zero_()
     for name in ("h.1.mlp.out", "h.1.mlp_out", "h.1.resid_mid", "h.0.attn.q"):

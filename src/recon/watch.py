@@ -466,6 +466,8 @@ def _code(modules: Iterable[nn.Module]) -> dict[str, Any]:
     }
     for file in (*files, "torch", "torch.nn.functional"):
         for name, value in vars(sys.modules[file]).items():
+            if name.startswith("__"):
+                continue  # there torch.compile keeps, and drops, what it compiled
             if inspect.isroutine(value):
                 found[f"{file}.{name}"] = value
             elif isinstance(value, MutableMapping) and not isinstance(value, dict):
