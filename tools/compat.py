@@ -65,7 +65,7 @@ absent is no pass.
 
 The lower bounds in `pyproject.toml`, transformers {transformers} and torch {torch},
 are the lowest from which on everything passes; a test compares them with this table.
-Of torch only {torches} was tried ({absent} could not be installed there), so that its
+Of torch only {torches} was tried ({absent} were not made to run), so that its
 bound says no more. `python -m tools.compat run TRANSFORMERS TORCH` tries a pair.
 
 ## What a version does

@@ -1214,3 +1214,19 @@ def statistics_of_layers(model, input_ids):
         kept[f"layer_{i}_max"] = state.abs().max()
         kept[f"layer_{i}_norm"] = state.norm(dim=-1).mean()
     return kept
+
+
+@right("clean and ablated states, of passes without a cache", notes={"RC204"})
+def clean_and_ablated(model, input_ids):
+    def states():
+        out = model(input_ids, output_hidden_states=True, use_cache=False)
+        return out.hidden_states[1:-1]
+
+    def zero(module, args, output):
+        return torch.zeros_like(output)
+
+    with torch.no_grad():
+        kept = {f"clean_layer_{i}": one for i, one in enumerate(states())}
+        with model.transformer.h[0].mlp.register_forward_hook(zero):
+            kept |= {f"ablated_layer_{i}": one for i, one in enumerate(states())}
+    return kept

@@ -23,6 +23,8 @@ _WRAPPERS = re.compile(
     r"^(?:(?:module|_orig_mod|base_model|model|_model|_module|gpt2|net|self)\.)+"
 )
 _NUMBER = re.compile(r"\d+")
+# The form of logits that are made of the state which follows these words.
+LENS = "made of ln_f of "
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class Reader:
 
     def _through(self, state: Site, convention: str) -> Reading:
         last = state in (Site("ln_f"), Site("resid_post", self._depth - 1))
-        form = "" if last else f"made of ln_f of {state}"
+        form = "" if last else f"{LENS}{state}"
         return Reading(Site("logits"), form, convention)
 
     def _as_state(self, number: int) -> Iterator[Reading]:
@@ -329,7 +331,7 @@ _KNOWN = (
             "queries", "k", "key", "keys", "v", "value", "values", "z", "mid",
             "middle", "act", "acts", "neurons", "neuron", "gelu", "norm",
             "layernorm", "last", "first", "mean", "avg", "average", "pooled", "max",
-            "min", "var", "variance", "std", "norm",
+            "min", "var", "variance", "std",
             "row", "rows", "sample", "example", "prompt", "batch", "b", "t", "d",
             "transformer", "gpt", "model", "decoder", "hook", "feature", "features",
             "feat", "feats", "vector", "vec", "vectors", "repr", "representation",
@@ -364,39 +366,34 @@ def _reduction(words: Sequence[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else ""
 
 
-# The linear maps of a block, as GPT-2 and other models call them: what is read at the
-# input of one, and what at its output.
-_LINEAR: Sequence[
-    tuple[frozenset[str], frozenset[str], tuple[str, ...], tuple[str, ...]]
-]
+# The linear maps of a block, as GPT-2 and other models call them: sets of words that
+# each name one, what it reads, and what it computes.
+_LINEAR: Sequence[tuple[Sequence[frozenset[str]], tuple[str, ...], tuple[str, ...]]]
 _LINEAR = (
-    (frozenset({"proj"}), _ATTENTION, ("attn.z",),
-     ("attn.out", "attn_out", "attn.qkv")),
-    (frozenset({"c", "attn"}), frozenset(), ("ln_1",), ("attn.qkv",)),
-    (frozenset({"o", "proj"}), frozenset(), ("attn.z",), ("attn.out", "attn_out")),
-    (frozenset({"w", "o"}), frozenset(), ("attn.z",), ("attn.out", "attn_out")),
-    (frozenset({"proj", "up"}), frozenset(), ("ln_2",), ("mlp.pre",)),
-    (frozenset({"w", "up"}), frozenset(), ("ln_2",), ("mlp.pre",)),
-    (frozenset({"w", "in"}), _MLP, ("ln_2",), ("mlp.pre",)),
-    (frozenset({"fcone"}), frozenset(), ("ln_2",), ("mlp.pre",)),
-    (frozenset({"linearone"}), frozenset(), ("ln_2",), ("mlp.pre",)),
-    (frozenset({"proj", "down"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
-    (frozenset({"w", "down"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
-    (frozenset({"w", "out"}), _MLP, ("mlp.post",), ("mlp.out", "mlp_out")),
-    (frozenset({"fctwo"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
-    (frozenset({"lineartwo"}), frozenset(), ("mlp.post",), ("mlp.out", "mlp_out")),
-    (frozenset({"proj"}), _MLP, ("mlp.post",), ("mlp.out", "mlp_out")),
-    (frozenset({"fc"}), frozenset(), ("ln_2",), ("mlp.pre",)),
+    ([frozenset({"proj", word}) for word in sorted(_ATTENTION)],
+     ("attn.z",), ("attn.out", "attn_out", "attn.qkv")),
+    ([frozenset({"c", "attn"})], ("ln_1",), ("attn.qkv",)),
+    ([frozenset({"o", "proj"}), frozenset({"w", "o"})],
+     ("attn.z",), ("attn.out", "attn_out")),
+    ([frozenset(words) for words in (
+        ("proj", "up"), ("w", "up"), ("mlp", "w", "in"), ("fcone",), ("linearone",)
+     )], ("ln_2",), ("mlp.pre",)),
+    ([frozenset(words) for words in (
+        ("proj", "down"), ("w", "down"), ("mlp", "w", "out"), ("fctwo",),
+        ("lineartwo",), *(("proj", word) for word in sorted(_MLP)),
+     )], ("mlp.post",), ("mlp.out", "mlp_out")),
+    ([frozenset({"fc"})], ("ln_2",), ("mlp.pre",)),
 )  # fmt: skip
 
 
 def _linear(words: frozenset[str]) -> tuple[str, ...]:
     """Return what a name that holds a linear map's name may mean."""
-    for all_of, one_of, entering, leaving in _LINEAR:
-        if all_of <= words and (not one_of or words & one_of):
+    for names, entering, leaving in _LINEAR:
+        name = next((name for name in names if name <= words), None)
+        if name is not None:
             # Whoever calibrates keeps a map's input under its weight's name.
-            weight = "w" in all_of
-            said = bool((words - all_of) & {"in", "input", "inp", "inputs"})
+            weight = "w" in name
+            said = bool((words - name) & {"in", "input", "inp", "inputs"})
             return entering if said else (*leaving, *(entering if weight else ()))
     return ()
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has
 from torch import Tensor
 
 from recon import gpt2
+from recon.auditing.claims import LENS
 from recon.auditing.forms import UNARY, apply, divisor, fits, normalized
 from recon.auditing.quantities import Quantity, axes_of
 from recon.auditing.rerouting import rerouted
@@ -27,9 +28,6 @@ from recon.ops import (
 )
 from recon.sites import Site, site
 from recon.trace import Trace
-
-# Logits are made of the state that follows these words.
-LENS = "made of ln_f of "
 
 
 def derived(trace: Trace, place: Site, form: str) -> Quantity | None:

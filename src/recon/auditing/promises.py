@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from torch import Tensor
 
 from recon.auditing.calls import Call
 from recon.auditing.claims import words_of
+from recon.auditing.handed import other_inputs
 from recon.auditing.identify import Catalogue
 from recon.auditing.judgement import Judgement
+from recon.auditing.passes import alike
+from recon.sites import Site
 from recon.trace import Trace
 
 _EDITED = frozenset(
@@ -33,16 +37,16 @@ def held_to(call: Call, judged: Sequence[Judgement]) -> list[Judgement]:
     named = {one.name: frozenset(words_of(one.name)) for one in judged}
     edited = {n for n, words in named.items() if words & _EDITED and not words & _CLEAN}
     clean = {n for n, words in named.items() if words & _CLEAN and not words & _EDITED}
-    promising = [one for one in judged if one.name in edited]
-    idle = all(_of(call.clean, one.tensor) for one in promising)
-    return [
-        _broken(one, "an edit, and is what the model computes without one")
-        if one.name in edited and idle
-        else _broken(one, "no edit, and the model by itself computes something else")
-        if one.name in clean and not _clean(call, one.tensor)
-        else one
-        for one in judged
-    ]
+    alone = _Alone(call, call.clean)
+    idle = all(alone.exactly(one.tensor) for one in judged if one.name in edited)
+    said = []
+    for one in judged:
+        if one.name in edited and idle:
+            one = _broken(one, "an edit, and is what the model computes without one")
+        elif one.name in clean and not alone.possibly(one.tensor):
+            one = _broken(one, "no edit, and is not what the model computes by itself")
+        said.append(one)
+    return said
 
 
 def _broken(one: Judgement, words: str) -> Judgement:
@@ -52,13 +56,41 @@ def _broken(one: Judgement, words: str) -> Judgement:
     return replace(one, rule="wrong-edit", sentence=said, cause=words)
 
 
-def _of(trace: Trace, tensor: Tensor) -> bool:
-    """Whether a tensor is, bit for bit, something of a pass, each row once."""
-    found = Catalogue([("", trace)]).exact(tensor, lambda one: not one.form)
-    return found is not None and len(set(found.taken)) == len(found.taken)
+class _Alone:
+    """What the model computes on the inputs of a call by itself, to compare with."""
+
+    def __init__(self, call: Call, clean: Trace) -> None:
+        self._call, self._clean = call, clean
+
+    @cached_property
+    def _catalogues(self) -> list[tuple[Trace, Catalogue]]:
+        traces = (self._clean, *self._call.passes)
+        return [(trace, Catalogue([("", trace)])) for trace in traces]
+
+    def exactly(self, tensor: Tensor) -> bool:
+        """Whether a tensor is of the model's own pass, bit for bit."""
+        return _place(self._catalogues[0][1], tensor) is not None
+
+    def possibly(self, tensor: Tensor) -> bool:
+        """Whether no pass that computed something else is known to hold a tensor."""
+        for trace, catalogue in self._catalogues:
+            if (place := _place(catalogue, tensor)) is not None:
+                return self._agrees(trace, place)
+        return True
+
+    def _agrees(self, trace: Trace, place: Site) -> bool:
+        """Compare up to rounding: a pass without a cache, say, has other bits."""
+        if trace is self._clean:
+            return True
+        known, made = self._clean.get(place), trace[place]
+        if known is None or known.shape != made.shape:
+            return not other_inputs(trace, self._call)
+        return alike(made, known)
 
 
-def _clean(call: Call, tensor: Tensor) -> bool:
-    """Whether a tensor may be clean: no pass but the clean one is known to hold it."""
-    assert call.clean is not None
-    return not any(_of(one, tensor) for one in call.passes) or _of(call.clean, tensor)
+def _place(catalogue: Catalogue, tensor: Tensor) -> Site | None:
+    """Return the site that a tensor is, or is a piece of, each row taken once."""
+    found = catalogue.exact(tensor, lambda one: not one.form)
+    if found is None or len(set(found.taken)) < len(found.taken):
+        return None
+    return found.quantity.site
