@@ -35,8 +35,6 @@ PATCHED = (
     (modeling_gpt2.GPT2MLP, "forward"),
 )
 Audited = Callable[[Case], Any]
-# Each case is audited once, for the tests of cases and for the rates.
-pytestmark = pytest.mark.xdist_group("corpus")
 
 
 @contextmanager
@@ -67,6 +65,7 @@ def contained() -> Iterator[None]:
 def audited(make_model) -> Audited:
     """``audited(case)``: the report, made once for all tests that read it."""
 
+    # The tests of a file run in one worker, so that the rates find each case here.
     @cache
     def audited(case: Case) -> Any:
         kind = GPT2LMHeadModel if case.headed else GPT2Model
