@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jsonschema
@@ -638,6 +639,30 @@ def test_python_m_recon_is_the_command(run):
         [sys.executable, "-m", "recon", "--version"], capture_output=True, check=True
     )
     assert done.stdout.decode() == run("--version")[1] == f"recon {recon.__version__}\n"
+
+
+def test_a_thread_left_behind_ends_no_process_of_a_caller_who_gives_arguments(
+    monkeypatch,
+):
+    # A loader's thread that was not yet through ended a worker of pytest, 2026-11-24.
+    end, ended = threading.Event(), []
+
+    def leaves_a_thread(command, given):
+        threading.Thread(target=end.wait).start()
+        return 2
+
+    monkeypatch.setattr(cli.ending, "run", leaves_a_thread)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "argv", ["recon", "verify"])
+    try:
+        with pytest.raises(SystemExit):
+            cli.main(["verify"])
+        assert not ended
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert ended == [2]
+    finally:
+        end.set()
 
 
 @pytest.mark.parametrize("command", ["", "verify", "sites", "diff", "audit", "explain"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -99,12 +100,16 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 reconciled, 1 diverged, 2 bad usage or input."""
+    """Run the command line and exit: 0 reconciled, 1 diverged, 2 bad usage or input.
+
+    With ``arguments`` the process is the caller's: SystemExit is all that ends it.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     streams.ARGUMENTS.set(given)
 
     def command() -> Any:
         return app(given, prog_name="recon", standalone_mode=False)
 
-    with ending.without_threads_of_others():
+    ours = arguments is None
+    with ending.without_threads_of_others() if ours else nullcontext():
         sys.exit(ending.run(command, given))
