@@ -1,7 +1,9 @@
 """How do time and bytes of capture grow with depth, tokens and batch?
 
-The exponent is the slope of log time, or log bytes, over log size. Bytes kept are
-compared with the fewest that hold every captured element once: a ratio of 1 is exact.
+Models are 192 wide with 6 heads; of the sizes that do not grow, depth is 4, tokens are
+64 and batch is 1. The exponent is the slope of log time, or log bytes, over log size.
+Bytes kept are compared with the fewest that hold every captured element once: a ratio
+of 1 is exact.
 """
 
 import math
