@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import subprocess
@@ -10,14 +9,13 @@ import sys
 import threading
 from collections import namedtuple
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import recon
-from recon import Site, watch
+from recon import Site
 from recon.auditing.passes import first_changed, rows_changed
 from recon.auditing.registering import registrations
 from recon.verification import record as run
@@ -641,13 +639,3 @@ def test_bytes_and_children_print_into_nothing(model, capfd):
 
     assert not found(capture, model)
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_function_is_known_by_its_type_as_inspect_knows_it():
-    owners = (torch, torch.nn.functional, torch.Tensor, torch.nn.Module, str)
-    values = [value for owner in owners for value in vars(owner).values()]
-    values += [len, "".join, partial(len), lambda: 0, staticmethod(len), torch, 1]
-    told = [watch._is_routine(type(value)) for value in values]
-    assert told == [inspect.isroutine(value) for value in values]
-    assert any(told)
-    assert not all(told)

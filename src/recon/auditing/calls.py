@@ -6,7 +6,7 @@ import inspect
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -137,10 +137,11 @@ class Caller:
         root = gpt2.base(self._model) if self._body else self._model
         copies = Recorder(gpt2.plan(root), Options(clone=True, keep="all"))
         aliases = Recorder(gpt2.plan(root), Options(keep="all", grad=True))
-        with self._prepared(situation):
+        with self._prepared(situation) as seen:
             with gpt2.hooks_of_its_own(self._model), copies, aliases:
                 run = self._run(situation)
                 broken = _broken(self._model)
+            seen.append(run.after)
             same = _complete(aliases)
             aliases.clear()
             found = [*changes(run.before, run.after), *self._keeper.unpickled()]
@@ -176,7 +177,7 @@ class Caller:
         more = wanted(self._function, ids) | inputs
         more = {name: given for name, given in more.items() if name in self._takes}
         torch.set_grad_enabled(situation.grad)
-        before, caught = State.of(self._model), True
+        before, caught = State.of(self._model, self._keeper.state.weights), True
         with registrations() as registered:
             try:
                 with alone():
@@ -209,39 +210,43 @@ class Caller:
 
     def _clean(self, situation: Situation) -> Trace | None:
         """Return what the model computes by itself, from the same random state."""
-        with self._prepared(situation):
-            try:
-                return self._by_itself(situation.inputs)
-            except ReconError:
-                return None
+        try:
+            return self._by_itself(situation, situation.inputs)
+        except ReconError:
+            return None
 
     @torch.no_grad()
-    def _by_itself(self, inputs: Mapping[str, Tensor]) -> Trace:
+    def _by_itself(self, situation: Situation, inputs: Mapping[str, Tensor]) -> Trace:
         """Run the model as people call it: with a cache, if its config says so."""
-        gpt2.require_inputs(self._model, inputs)
-        recorder = Recorder(gpt2.plan(self._model), Options())
-        begun = time.perf_counter()
-        with recorder:
-            self._model(**inputs)
-        self._pass = max(self._pass, time.perf_counter() - begun)
-        return recorder.trace
+        with self._prepared(situation) as seen:
+            seen.append(self._keeper.state)  # such a pass edits no weights
+            gpt2.require_inputs(self._model, inputs)
+            recorder = Recorder(gpt2.plan(self._model), Options())
+            begun = time.perf_counter()
+            with recorder:
+                self._model(**inputs)
+            self._pass = max(self._pass, time.perf_counter() - begun)
+            return recorder.trace
 
     def _unmasked(self, situation: Situation) -> Trace | None:
         if "attention_mask" not in situation.inputs:
             return None
-        with self._prepared(situation):
-            return self._by_itself({"input_ids": situation.inputs["input_ids"]})
+        ids = situation.inputs["input_ids"]
+        return self._by_itself(situation, {"input_ids": ids})
 
     @contextmanager
-    def _prepared(self, situation: Situation) -> Iterator[None]:
+    def _prepared(self, situation: Situation) -> Iterator[list[State]]:
+        """Put everything back at the end, from the last state that was seen, if any."""
         self._model.train(situation.train)
         torch.manual_seed(_SEED + situation.seed)
-        with ExitStack() as put_back:
-            put_back.callback(self._keeper.put_back)
-            if situation.raises:
-                blocks = gpt2.base(self._model).h
-                put_back.enter_context(_raising(blocks[len(blocks) // 2].mlp))
-            yield
+        seen: list[State] = []
+        blocks = gpt2.base(self._model).h
+        mlp = blocks[len(blocks) // 2].mlp
+        try:
+            with _raising(mlp) if situation.raises else nullcontext():
+                yield seen
+        finally:
+            self._keeper.put_back(seen[-1].weights if seen else None)
 
 
 def _complete(recorder: Recorder) -> tuple[Trace, ...]:
