@@ -40,7 +40,7 @@ class Projected:
     """
 
     into: Float[Tensor, "blocks in"]
-    bias: Float[Tensor, "blocks 1"]
+    bias: Float[Tensor, " blocks"]
     signs: Float[Tensor, "whole 1 block"]
     rest: Float[Tensor, "1 1 _"]
     steep: Float[Tensor, "blocks 1"]
@@ -82,7 +82,7 @@ def project(
     steep, floor = _fixed_bounds(torch.cat(norms), rows, out, arithmetic)
     return Projected(
         into=rows.to(sums),
-        bias=torch.cat(biases).to(sums)[:, None],
+        bias=torch.cat(biases).to(sums),
         signs=signs[:whole].view(-1, 1, BLOCK).to(sums),
         rest=signs[None, None, whole:].to(sums),
         steep=steep.to(sums)[:, None],
