@@ -29,6 +29,7 @@ from recon.testing.strategies import (
     models,
     runs,
 )
+from tests.versions import CACHE
 
 # Rounding in another order: the two runs still agree to half of their digits, counted
 # from the largest element of the site or from 1. In 800 runs, relative to the largest
@@ -281,7 +282,7 @@ def test_decoding_in_any_chunks_verifies_and_agrees_with_one_pass(
         cache = DynamicCache(config=model.config)
     with torch.no_grad(), recon.capture(model, keep="all") as recorder:
         for start, stop in pairwise(edges):
-            step = {**cut(inputs, start, stop), "past_key_values": cache}
+            step = {**cut(inputs, start, stop), CACHE: cache}
             cache = model(**step).past_key_values
     traces = recorder.traces
     assert [trace.run for trace in traces] == list(range(len(edges) - 1))

@@ -19,6 +19,7 @@ from recon import Site
 from recon.auditing.passes import first_changed, rows_changed
 from recon.auditing.registering import registrations
 from recon.verification import record as run
+from tests.versions import CACHE
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
@@ -345,7 +346,8 @@ def test_copies_in_float32_and_passes_in_pieces_are_right_in_every_dtype(model, 
         steps, past = [], None
         with torch.no_grad():
             for token in input_ids.split(1, 1):
-                out = model(token, past_key_values=past, output_hidden_states=True)
+                given = {CACHE: past, "output_hidden_states": True}
+                out = model(token, **given)
                 past = out.past_key_values
                 steps.append(out.hidden_states)
             with recon.capture(model, sites="h.*.attn.z") as recorder:

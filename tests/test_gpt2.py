@@ -298,7 +298,7 @@ def test_a_pass_after_a_cache_reconciles_and_leaves_the_cache(
         cache = model(make_ids(), use_cache=True, **encoder).past_key_values
     before = contents(cache)
     later = make_ids(3, 2, seed=5)
-    all_exact(recon.verify(model, later, past_key_values=cache, **encoder))
+    all_exact(recon.verify(model, later, **{versions.CACHE: cache}, **encoder))
     assert length(cache) == 7
     assert all(map(torch.equal, before, contents(cache)))
 
@@ -313,10 +313,10 @@ def test_a_static_cache_reconciles_and_is_left_alone(
     cache = StaticCache(model.config, max_cache_len=20)
     if filled:
         with torch.no_grad():
-            model(make_ids(), past_key_values=cache, use_cache=True)
+            model(make_ids(), **{versions.CACHE: cache}, use_cache=True)
     before = contents(cache) if filled else []
     ids = make_ids(3, 3, seed=5)
-    all_exact(recon.verify(model, ids, past_key_values=cache))
+    all_exact(recon.verify(model, ids, **{versions.CACHE: cache}))
     assert int(cache.get_seq_length()) == (7 if filled else 0)
     assert all(map(torch.equal, before, contents(cache) if filled else []))
 
@@ -362,7 +362,7 @@ def test_a_step_that_reuses_the_encoders_keys_computes_none(make_model, make_ids
     model = make_model(**CROSS)
     cache = model(make_ids(), use_cache=True, **ENCODER).past_key_values
     with recon.capture(model) as recorder:
-        model(make_ids(3, 1, seed=5), past_key_values=cache, **ENCODER)
+        model(make_ids(3, 1, seed=5), **{versions.CACHE: cache}, **ENCODER)
     trace = recorder.trace
     assert {"h.1.cross.q", "h.1.cross.pattern"} <= {str(place) for place in trace}
     assert "h.1.cross.kv" not in trace
@@ -432,7 +432,7 @@ def test_inputs_that_the_model_cannot_take_are_one_clear_line(model, inputs, wor
 def test_a_prompt_that_no_longer_fits_after_the_cache_is_refused(model, make_ids):
     cache = model(make_ids(), use_cache=True).past_key_values
     with pytest.raises(recon.UsageError, match=r"27 tokens, but .*24"):
-        recon.verify(model, make_ids(3, 20), past_key_values=cache)
+        recon.verify(model, make_ids(3, 20), **{versions.CACHE: cache})
 
 
 def test_an_unknown_attention_implementation_is_refused(model, ids):

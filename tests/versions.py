@@ -33,7 +33,10 @@ with torch.random.fork_rng([]), torch.no_grad():
     # Eager attention returns its pattern whether it was asked for or not.
     SHOWS_PATTERNS = isinstance(_returned(_block.attn, _model)[-1], torch.Tensor)
     BLOCK_IS_TENSOR = isinstance(_returned(_block, _model), torch.Tensor)
-    KEEPS_LOGITS = "logits_to_keep" in inspect.signature(_model.forward).parameters
+    _arguments = inspect.signature(_model.forward).parameters
+    KEEPS_LOGITS = "logits_to_keep" in _arguments
+    # What a cache is handed over as; from 5.24 on the older name is a warning.
+    CACHE = "cache" if "cache" in _arguments else "past_key_values"
     SCALING = hasattr(_block.attn, "scaling")
     _cache = _model(torch.zeros(1, 2, dtype=torch.long), use_cache=True)
     CACHE_OBJECTS = hasattr(_cache.past_key_values, "layers")

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
 from tests.corpus.cases import right
+from tests.versions import CACHE
 
 # -- forward hooks -------------------------------------------------------------
 
@@ -748,7 +749,7 @@ def in_two_pieces(model, input_ids):
             if ids.shape[1]:
                 out = model(
                     ids,
-                    past_key_values=cache,
+                    **{CACHE: cache},
                     use_cache=True,
                     output_hidden_states=True,
                 )

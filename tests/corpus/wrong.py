@@ -23,6 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers.models.gpt2 import modeling_gpt2
 
 from tests.corpus.cases import wrong
+from tests.versions import CACHE
 
 # -- how the functions below look at a model -----------------------------------
 
@@ -1825,7 +1826,7 @@ def cache_reused():
             (b, lambda m, a, o, i=i: store.__setitem__(f"h.{i}.resid_post", o))
             for i, b in numbered(model)
         ]
-        out = run_hooked(model, input_ids, pairs, past_key_values=cache)
+        out = run_hooked(model, input_ids, pairs, **{CACHE: cache})
         if out.past_key_values.get_seq_length() < model.config.n_positions // 2:
             kept[len(input_ids)] = out.past_key_values
         return store
