@@ -19,7 +19,7 @@ verify: $(INSTALLED) ## set up, then prove the captures of the bundled model
 	$(BIN)/recon verify
 
 test: $(INSTALLED) ## set up, then run every test, property tests with profile ci
-	RECON_PROFILE=ci $(BIN)/pytest -n auto --dist loadfile
+	RECON_PROFILE=ci $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED) ## only tests/, the exact and fast ones
 	$(BIN)/pytest tests

@@ -22,7 +22,7 @@ SARIF_SCHEMA = json.loads(
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
+def _alone(module_without_type_checks, quick_collections, monkeypatch, tmp_path):
     """No network, no settings of the caller's shell, a directory of its own."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_VERBOSITY", "error")

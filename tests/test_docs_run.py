@@ -59,7 +59,7 @@ WALKED = [page for page in [*PAGES, *RULES] if any(map(runs, commands(page)))]
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
+def given(quick_collections, tmp_path_factory):
     """What pages take for granted: models, prompts, ids, runs and captures."""
     home = tmp_path_factory.mktemp("given")
     loaded = recon.load_model("random:tiny")

@@ -132,11 +132,15 @@ def pointwise(trace: Trace, place: Site) -> Iterator[Quantity]:
 
 
 def reductions(
-    trace: Trace, mask: Tensor | None = None, places: Sequence[Site] | None = None
+    trace: Trace,
+    mask: Tensor | None = None,
+    places: Sequence[Site] | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Iterator[Quantity]:
     """Yield means, sums, extremes and spreads of sites over some of their axes.
 
-    With a ``mask`` (B T, 1 for text) also the mean over the tokens of the text.
+    With a ``mask`` (B T, 1 for text) also the mean over the tokens of the text. With a
+    ``shape`` only over the axes that leave it, axes of length 1 aside.
     """
     for place in trace.sites if places is None else places:
         axes, x = axes_of(place), trace[place]
@@ -147,7 +151,11 @@ def reductions(
             mean = (x * weights).sum(1) / weights.sum(1)
             yield Quantity(place, mean, ("B", *axes[2:]), "averaged over the text")
         for over, words in _groups(axes):
-            rest = tuple(name for n, name in enumerate(axes) if n not in over)
+            kept = [n for n in range(len(axes)) if n not in over]
+            left = [x.shape[n] for n in kept if x.shape[n] != 1]
+            if shape is not None and left != [n for n in shape if n != 1]:
+                continue
+            rest = tuple(axes[n] for n in kept)
             for kind, made in _statistics(x, over):
                 yield Quantity(place, made, rest, kind.format(words))
         norm = x.norm(dim=-1)

@@ -156,7 +156,8 @@ class Judge:
         slim = tensor.squeeze()
         if slim.ndim >= trace[reading.site].squeeze().ndim:
             return None
-        for made in forms.reductions(trace, self._bench.mask, [reading.site]):
+        places, mask = [reading.site], self._bench.mask
+        for made in forms.reductions(trace, mask, places, slim.shape):
             if made.tensor.squeeze().shape == slim.shape:
                 gap = apart(made.tensor.squeeze(), slim)
                 if gap <= max(allowance(slim.dtype), allowance(made.tensor.dtype)):
