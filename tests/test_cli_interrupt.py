@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import recon
 
@@ -36,3 +37,16 @@ def test_ctrl_c_in_a_capture_ends_with_130_and_leaves_whole_files_only(tmp_path)
     assert "Traceback" not in err
     stored = recon.load_captures(out)
     assert 0 < len(stored) < LINES
+
+
+def test_ctrl_c_while_the_commands_are_imported_ends_with_130_in_one_line(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    source = Path(recon.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "recon", "verify"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{source}"},
+    )
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr) == ("", "recon: interrupted\n")
