@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from recon.errors import UnknownSiteError
 
@@ -143,11 +143,24 @@ class Site:
     part: str
     layer: int | None = None
 
+    @classmethod
+    @cache
+    def of(cls, part: str, layer: int | None = None) -> Site:
+        """Return a site, the same object each time: what it knows is found once."""
+        return cls(part, layer)
+
     def __str__(self) -> str:
         return self._name
 
     def __repr__(self) -> str:
         return f"Site({self._name!r})"
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.part, self.layer))
 
     @cached_property
     def _name(self) -> str:
@@ -175,7 +188,7 @@ class Site:
 
     def at(self, part: str) -> Site:
         """Another site of the same block."""
-        return Site(part, self.layer)
+        return Site.of(part, self.layer)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

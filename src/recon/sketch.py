@@ -214,30 +214,27 @@ def _over_blocks(
     of: Callable[[Tensor], Tensor] = lambda factor: factor,
 ) -> Float[Tensor, "blocks rows"]:
     """Return weighted sums over the blocks of each row, or sums ``of`` both factors."""
-    sums = made.into.new_empty(made.into.shape[0], y.shape[0])
-    for blocks, signs, part in _parts(sums, y, made):
-        torch.bmm(of(signs), of(part), out=blocks[:, None])
-    return sums
+    pieces = [torch.bmm(of(signs), of(part))[:, 0] for signs, part in _parts(y, made)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _parts(
-    target: Float[Tensor, "blocks rows"], y: Float[Tensor, "rows out"], made: Projected
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield some blocks of ``target``, their signs, and the part of Y they look at.
+    y: Float[Tensor, "rows out"], made: Projected
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the signs of some blocks, and the part of Y they look at.
 
     The signs are (blocks, 1, outputs to a block), the part (blocks, outputs, rows): a
     batch of one product for each block takes a quarter of the time of one product with
     zeros between the blocks.
     """
-    sums, rows, whole = target.dtype, y.shape[0], made.signs.numel()
-    step = max(1, _AT_ONCE // (rows * BLOCK))
-    for start in range(0, made.signs.shape[0], step):
-        signs = made.signs[start : start + step]
+    sums, rows, whole = made.into.dtype, y.shape[0], made.signs.numel()
+    at_once = max(1, _AT_ONCE // (rows * BLOCK))
+    for start in range(0, made.signs.shape[0], at_once):
+        signs = made.signs[start : start + at_once]
         part = y[:, start * BLOCK : start * BLOCK + signs.numel()].to(sums)
-        part = part.view(rows, -1, BLOCK).permute(1, 2, 0)
-        yield target[start : start + signs.shape[0]], signs, part
+        yield signs, part.view(rows, -1, BLOCK).permute(1, 2, 0)
     if whole < made.out:
-        yield target[-1:], made.rest, y[:, whole:].to(sums).t()[None]
+        yield made.rest, y[:, whole:].to(sums).t()[None]
 
 
 # -- judging -------------------------------------------------------------------

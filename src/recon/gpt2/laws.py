@@ -29,9 +29,9 @@ def stage_identities(trace: Trace, stage: int) -> Iterator[Identity]:
 
 
 def _head(trace: Trace) -> Iterator[Identity]:
-    last = Site("resid_post", trace.facts.depth - 1)
-    yield from _made(trace, "ln_f", Site("ln_f"), last)
-    yield from _made(trace, "logits", Site("logits"), Site("ln_f"))
+    last = Site.of("resid_post", trace.facts.depth - 1)
+    yield from _made(trace, "ln_f", Site.of("ln_f"), last)
+    yield from _made(trace, "logits", Site.of("logits"), Site.of("ln_f"))
 
 
 def _made(trace: Trace, name: str, place: Site, *inputs: Site) -> Iterator[Identity]:
@@ -42,16 +42,16 @@ def _made(trace: Trace, name: str, place: Site, *inputs: Site) -> Iterator[Ident
 
 def _stem(trace: Trace) -> Iterator[Identity]:
     makers = trace.facts.makers
-    embedded = [Site("wte"), Site("wpe")]
-    if Site("wte") not in trace.facts.given:
-        yield from _made(trace, "wte", Site("wte"))
-    yield from _made(trace, "wpe", Site("wpe"))
-    if Site("token_type") in makers:
-        embedded.append(Site("token_type"))
+    embedded = [Site.of("wte"), Site.of("wpe")]
+    if Site.of("wte") not in trace.facts.given:
+        yield from _made(trace, "wte", Site.of("wte"))
+    yield from _made(trace, "wpe", Site.of("wpe"))
+    if Site.of("token_type") in makers:
+        embedded.append(Site.of("token_type"))
         yield Identity("token_type", embedded[-1], makers[embedded[-1]])
     yield Identity(
         "embed",
-        Site("embed"),
+        Site.of("embed"),
         Add(),
         tuple(embedded),
         dropout=trace.facts.dropout[Site("embed")],
@@ -60,9 +60,9 @@ def _stem(trace: Trace) -> Iterator[Identity]:
 
 def _block(trace: Trace, layer: int) -> Iterator[Identity]:
     def at(part: str) -> Site:
-        return Site(part, layer)
+        return Site.of(part, layer)
 
-    before = Site("resid_post", layer - 1) if layer else Site("embed")
+    before = Site.of("resid_post", layer - 1) if layer else Site.of("embed")
     yield Identity("chain", at("resid_pre"), Same(), (before,))
     yield from _made(trace, "ln_1", at("ln_1"), at("resid_pre"))
     yield from _made(trace, "qkv", at("attn.qkv"), at("ln_1"))
@@ -100,9 +100,9 @@ def _attend(trace: Trace, layer: int, kind: str) -> Iterator[Identity]:
     """Yield the laws from q, k, v to the update, for self- or cross-attention."""
 
     def at(part: str) -> Site:
-        return Site(f"{kind}.{part}", layer)
+        return Site.of(f"{kind}.{part}", layer)
 
-    update, name = Site(f"{kind}_out", layer), "" if kind == "attn" else "cross_"
+    update, name = Site.of(f"{kind}_out", layer), "" if kind == "attn" else "cross_"
     call = trace.facts.attention.get(update)
     if call is None:
         # The attention never ran: its update is missing, and is told so.
@@ -140,10 +140,10 @@ def _pieces(trace: Trace, layer: int, kind: str) -> Iterator[Identity]:
     """Yield ``split`` for the q, k, v that a trace holds of its own, not as views."""
     whole, parts = ("attn.qkv", "qkv") if kind == "attn" else ("cross.kv", "kv")
     for piece, part in enumerate(parts):
-        place = Site(f"{kind}.{part}", layer)
+        place = Site.of(f"{kind}.{part}", layer)
         if trace.origin(place) == "captured":
             op = Slice(piece, len(parts), trace.facts.heads)
-            yield Identity("split", place, op, (Site(whole, layer),))
+            yield Identity("split", place, op, (Site.of(whole, layer),))
 
 
 def _cached(
