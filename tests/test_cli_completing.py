@@ -1,4 +1,4 @@
-"""What a shell may complete: commands, options, kinds, sites and rules, at once."""
+"""What a shell may complete: commands, options, kinds, models, sites and rules."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from recon import cli
+from recon import cli, models
 from recon.auditing.rules import RULES
 from recon.cli import completing
 from recon.report.rules import EVERY
@@ -17,6 +17,9 @@ BEGUN = {
     "a command": ("recon ver", "verify"),
     "an option": ("recon verify --inp", "--input-ids"),
     "a kind of plot": ("recon plot corr", "correlations"),
+    "a model": ("recon verify bun", "bundled"),
+    "a model of random weights": ("recon audit f.py:f --model ran", "random:tiny"),
+    "a model whose sites are listed": ("recon sites bun", "bundled"),
     "a site of every block": ("recon capture --sites h.*.attn.pat", "h.*.attn.pattern"),
     "a site of one block": ("recon sites --sites h.7.mlp.pr", "h.7.mlp.pre"),
     "the code of a rule": ("recon explain RC10", "RC101"),
@@ -46,7 +49,8 @@ def test_a_word_that_is_begun_is_completed(shell, case, monkeypatch, capfd):
         cli.main([])
     assert end.value.code == 0
     out, err = capfd.readouterr()
-    assert whole in out
+    # zsh wants its colons escaped.
+    assert whole in out.replace("\\", "")
     assert err == ""
 
 
@@ -97,6 +101,10 @@ def test_bash_completes_with_the_script_that_recon_gives_it(tmp_path):
         check=True,
     )
     assert done.stdout == "correlations\n"
+
+
+def test_every_model_that_a_name_may_be_misspelt_from_is_offered():
+    assert sorted(name for name, _ in completing.models("")) == sorted(models._NAMES)
 
 
 def test_every_site_is_offered_and_every_offer_is_a_site():

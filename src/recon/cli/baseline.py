@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recon.cli import streams
+from recon.cli import completing, streams
 from recon.cli.ending import CLEAN, FINDINGS, Traceback
 from recon.cli.options import (
     Attention,
@@ -161,7 +161,11 @@ def _load(asked: Asked) -> Loaded:
 def check(
     file: File,
     model: Annotated[
-        str | None, typer.Option(help="Another model than the recorded one.")
+        str | None,
+        typer.Option(
+            help="Another model than the recorded one.",
+            autocompletion=completing.models,
+        ),
     ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Another dtype than the recorded one.")

@@ -1,4 +1,4 @@
-"""What a shell may complete, known without torch: sites and rules.
+"""What a shell may complete, known without torch: models, sites and rules.
 
 Enumerations, such as the kinds of plots, are completed by Typer itself.
 """
@@ -14,7 +14,19 @@ from recon.sites import BLOCK, HEAD, STEM
 if TYPE_CHECKING:
     from recon.auditing.rules import Rule
 
+_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+MODELS = {
+    "bundled": "a small trained GPT-2 that comes with recon",
+    "random:tiny": "a tiny GPT-2 of random weights",
+    **{f"random:{size}": f"a {size} of random weights" for size in _SIZES},
+    **dict.fromkeys(_SIZES, "from the hub"),
+}
 _LAYER = re.compile(r"h\.([0-9]+)\.")
+
+
+def models(incomplete: str) -> list[tuple[str, str]]:
+    """Return the models that need no path and begin so, each with what it is."""
+    return [pair for pair in MODELS.items() if pair[0].startswith(incomplete)]
 
 
 def sites(incomplete: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recon.cli import streams
+from recon.cli import completing, streams
 from recon.cli.ending import DIVERGED, RECONCILED, Traceback
 from recon.cli.options import Bound, Html, InputIds, Json, Text
 from recon.cli.starting import silence_libraries
@@ -61,7 +61,10 @@ def command(
     input_ids: InputIds = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The model of saved traces; without it none is certified."),
+        typer.Option(
+            help="The model of saved traces; without it none is certified.",
+            autocompletion=completing.models,
+        ),
     ] = None,
     bound: Annotated[
         Bound,

@@ -8,6 +8,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from recon.cli import completing
+
 
 class Dtype(StrEnum):
     """The floats that a model may run in."""
@@ -36,8 +38,12 @@ _MODELS = (
     "bundled, random:tiny, random:gpt2 (-medium, -large, -xl), a local directory or a "
     "hub id."
 )
-ModelArgument: TypeAlias = Annotated[str, typer.Argument(help=_MODELS)]
-ModelOption: TypeAlias = Annotated[str, typer.Option(help=_MODELS)]
+ModelArgument: TypeAlias = Annotated[
+    str, typer.Argument(help=_MODELS, autocompletion=completing.models)
+]
+ModelOption: TypeAlias = Annotated[
+    str, typer.Option(help=_MODELS, autocompletion=completing.models)
+]
 Text: TypeAlias = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Run this prompt.")
 ]

@@ -25,7 +25,8 @@ def command(
         str,
         typer.Argument(
             help="bundled, random:SIZE, a local directory or a hub id; its weights are "
-            "not loaded."
+            "not loaded.",
+            autocompletion=completing.models,
         ),
     ] = "bundled",
     sites: Annotated[
