@@ -7,6 +7,7 @@ import torch
 
 import recon
 from recon.census import census, foreign
+from recon.target import load_function
 from tests import versions
 
 
@@ -101,3 +102,14 @@ def test_hooks_of_recon_are_seen_while_they_are_on(model):
     with recon.capture(model):
         assert {one.owner.split(".")[0] for one in census(model)} == {"recon"}
     assert census(model) == ()
+
+
+def test_a_hook_of_a_file_that_was_loaded_is_named_after_the_file(model, tmp_path):
+    code = "def capture(model, ids):\n    pass\n\ndef keep(*seen):\n    pass\n"
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    with load_function(f"{tmp_path / 'mine.py'}:capture") as loaded:
+        keep = loaded.function.__globals__["keep"]
+    assert keep.__module__ != "mine"
+    handle = model.register_forward_hook(keep)
+    assert str(census(model)[0]) == "forward hook mine.keep on the model"
+    handle.remove()

@@ -16,6 +16,8 @@ _KINDS = {
     "backward hook": "_backward_hooks",
     "backward pre-hook": "_backward_pre_hooks",
 }
+# Begins the name of a module that is loaded from a file, so that it hides no other.
+OF_A_FILE = "_audited_"
 _GLOBAL_KINDS = {kind: f"_global{name}" for kind, name in _KINDS.items()}
 
 
@@ -64,9 +66,13 @@ def _all(model: nn.Module) -> Iterator[Found]:
 
 
 def owner(hook: Any) -> str:
-    """Name the function behind a hook, ``package.module.function``."""
+    """Name the function behind a hook, ``package.module.function``.
+
+    What is loaded from a file is named after the file.
+    """
     while isinstance(hook, partial):
         hook = hook.func
     hook = getattr(hook, "__func__", hook)
     name = getattr(hook, "__qualname__", type(hook).__qualname__)
-    return f"{getattr(hook, '__module__', None) or type(hook).__module__}.{name}"
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return f"{module.removeprefix(OF_A_FILE)}.{name}"

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recon import saving
+from recon.census import OF_A_FILE
 from recon.deadline import USUAL, NeverEndsError, TimeUpError, within
 from recon.errors import UsageError
 
@@ -99,7 +100,7 @@ def _import_file(path: Path) -> ModuleType:
     """Import a file under a name of its own, so that it hides no other module."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    name = f"_audited_{path.stem}"
+    name = f"{OF_A_FILE}{path.stem}"
     spec = spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: is no Python file; expected {_FORMS}")

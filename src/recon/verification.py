@@ -220,7 +220,8 @@ def _circumstances(model: nn.Module) -> Iterator[str]:
     if others:
         shown = "; ".join(str(one) for one in others[:5])
         more = f"; and {len(others) - 5} more" if len(others) > 5 else ""
-        yield f"{len(others)} foreign hooks on the model stay live: {shown}{more}"
+        words = "hook stays" if len(others) == 1 else "hooks stay"
+        yield f"{len(others)} foreign {words} live on the model: {shown}{more}"
 
 
 # -- what a report says besides its checks ------------------------------------

@@ -36,6 +36,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
+from recon.census import OF_A_FILE
 from recon.profiling.storages import live_tensors, saved_by_graph, storage_of
 
 Kind: TypeAlias = Literal[
@@ -322,7 +323,7 @@ def written(model: str, path: str) -> str:
 
 def _module_name(name: str) -> str:
     """Name a module; one that was loaded from a file as its file is called."""
-    return name.removeprefix("_audited_")
+    return name.removeprefix(OF_A_FILE)
 
 
 # -- running functions -----------------------------------------------------------

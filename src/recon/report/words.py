@@ -67,7 +67,7 @@ def installed(env: Environment) -> str:
     """Say with which versions a pass ran, and on what."""
     return (
         f"torch {env.torch}, transformers {env.transformers}, "
-        f"{env.device}, {env.threads} threads"
+        f"{env.device}, {env.threads} thread{'s'[: env.threads != 1]}"
     )
 
 
