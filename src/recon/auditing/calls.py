@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recon import deadline, gpt2
 from recon.auditing.alone import alone
-from recon.auditing.flow import gradients_stop
+from recon.auditing.flow import Cut, gradients_stop
 from recon.auditing.registering import Registered, registrations
 from recon.auditing.returned import Returned, take_apart
 from recon.auditing.signatures import Function, accepted, by_name, wanted
@@ -24,7 +24,6 @@ from recon.auditing.situations import Situation
 from recon.deadline import USUAL, NeverEndsError, within
 from recon.errors import ReconError
 from recon.recorder import Options, Recorder
-from recon.sites import Site
 from recon.trace import Trace
 from recon.watch import Change, Keeper, State, changes
 
@@ -63,7 +62,7 @@ class Call:
     caught: bool = False
     cleaned: int = 0
     managed: frozenset[int] = frozenset()
-    cut: tuple[Site | None, ...] = ()
+    cut: tuple[Cut | None, ...] = ()
     ended: bool = True
 
 

@@ -167,14 +167,19 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
 
 def _graph_cut(call: Call, number: int) -> Iterator[Finding]:
     """Say if a pass whose values are right has lost part of its graph."""
-    place = call.cut[number] if number < len(call.cut) else None
-    if place is not None:
-        yield finding(
-            "graph-cut",
-            f"the result is the same, but no gradient of it reaches {place}",
-            places=[str(place)],
-            run=call.situation.name,
-        )
+    cut = call.cut[number] if number < len(call.cut) else None
+    if cut is None:
+        return
+    words = f"the result is the same, but no gradient of it reaches {cut.place}"
+    if cut.meant:
+        words += ": what follows is a leaf, which takes the gradient there"
+    yield finding(
+        "graph-cut",
+        words,
+        places=[str(cut.place)],
+        run=call.situation.name,
+        severity="note" if cut.meant else None,
+    )
 
 
 def computed_by(call: Call) -> Iterator[Trace]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +17,20 @@ _PASSED_ON = frozenset(
 )
 
 
-def gradients_stop(trace: Trace) -> Site | None:
-    """Return the last site that the gradient of the result does not reach, if any.
+@dataclass(frozen=True)
+class Cut:
+    """The last site that the gradient of the result does not reach.
+
+    ``meant`` says that what follows is a leaf that wants a gradient: the code put it
+    there to have the gradient at that place, and no further.
+    """
+
+    place: Site
+    meant: bool
+
+
+def gradients_stop(trace: Trace) -> Cut | None:
+    """Say where gradients stop on their way back from the result, if they do.
 
     A hook that returns ``output.detach()`` changes no value, and cuts the graph there.
     """
@@ -26,8 +39,12 @@ def gradients_stop(trace: Trace) -> Site | None:
     if last is None or last.grad_fn is None:
         return None
     reached = _behind(last)
-    nodes = ((place, held[place].grad_fn) for place in reversed(held))
-    return next((s for s, node in nodes if node and node not in reached), None)
+    after = last
+    for place, tensor in reversed(held.items()):
+        if tensor.grad_fn is not None and tensor.grad_fn not in reached:
+            return Cut(place, meant=after.is_leaf and after.requires_grad)
+        after = tensor
+    return None
 
 
 def _behind(tensor: Tensor) -> set[Any]:

@@ -201,6 +201,8 @@ def _padding(bench: Bench, exact: Exact) -> str:
     at = _tokens(exact, len(mask))
     if any(not bool(mask[row, token]) for row, token in at):
         return "attention_mask marks some of it as padding"
+    if len({row for row, _ in at}) < len(at):
+        return ""  # more than one of a row: no choice of a single token
     text = [mask[row].nonzero().flatten().tolist() for row, _ in at]
     places = [some.index(token) for some, (_, token) in zip(text, at, strict=True)]
     ends = [len(some) - 1 for some in text]
