@@ -1231,3 +1231,43 @@ def clean_and_ablated(model, input_ids):
         with model.transformer.h[0].mlp.register_forward_hook(zero):
             kept |= {f"ablated_layer_{i}": one for i, one in enumerate(states())}
     return kept
+
+
+@right("a leaf put into the stream, whose gradient is taken", notes={"RC120", "RC217"})
+def gradient_of_a_state(model, input_ids):
+    kept = {}
+
+    def leaf(module, args, output):
+        kept["h.1.resid_post"] = output.detach().requires_grad_(True)
+        return kept["h.1.resid_post"]
+
+    with model.transformer.h[1].register_forward_hook(leaf), torch.enable_grad():
+        logits = model(input_ids).logits
+        (gradient,) = torch.autograd.grad(logits.sum(), kept["h.1.resid_post"])
+    return {"grad_of_h.1.resid_post": gradient, **kept}
+
+
+@right("the text's tokens of all rows, one after another", notes={"RC121"})
+def rows_of_real_tokens(model, input_ids, attention_mask):
+    kept = {}
+
+    def keep(module, args, output):
+        kept["tokens_layer_2"] = output[attention_mask.bool()]
+
+    with model.transformer.h[1].register_forward_hook(keep), torch.no_grad():
+        model(input_ids, attention_mask=attention_mask)
+    return kept
+
+
+@right("patterns of a pass with another kernel, which is put back")
+def patterns_of_eager_attention(model, input_ids, attention_mask=None):
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            out = model(
+                input_ids, attention_mask=attention_mask, output_attentions=True
+            )
+    finally:
+        model.set_attn_implementation(before)
+    return {f"h.{i}.attn.pattern": one for i, one in enumerate(out.attentions)}

@@ -2385,3 +2385,57 @@ def pooled_over_the_batch(model, input_ids):
         states = model(input_ids, output_hidden_states=True).hidden_states
     layers = range(len(model.transformer.h) - 1)
     return {f"mean_pooled_layer_{i}": states[i + 1].mean(0) for i in layers}
+
+
+@wrong(row="new", rules={"RC113"}, sites="mean_*")
+def padded_tokens_counted(model, input_ids, attention_mask):
+    """A mean over the text divides by the number of all tokens."""
+    kept, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+        handles.append(
+            block.register_forward_hook(
+                lambda module, args, output, i=i: kept.update(
+                    {
+                        f"mean_resid_post_{i}": (
+                            output * attention_mask[..., None]
+                        ).mean(1)
+                    }
+                )
+            )
+        )
+    try:
+        with torch.no_grad():
+            model(input_ids, attention_mask=attention_mask)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
+@wrong(row="new", rules={"RC107"}, sites="h.*.resid_post")
+def positions_not_handed_on(model, input_ids, attention_mask, position_ids):
+    """The model runs on the mask, and counts the positions itself."""
+    with torch.no_grad():
+        out = model(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    layers = range(len(model.transformer.h) - 1)
+    return {f"h.{i}.resid_post": out.hidden_states[i + 1] for i in layers}
+
+
+@wrong(row="new", rules={"RC108"}, sites="h.*.resid_post")
+def gradients_under_the_name_of_states(model, input_ids):
+    """What a backward hook sees is filed under the module's own name."""
+    kept, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+        handles.append(
+            block.register_full_backward_hook(
+                lambda module, before, after, i=i: kept.update(
+                    {f"h.{i}.resid_post": after[0].detach()}
+                )
+            )
+        )
+    with torch.enable_grad():
+        model(input_ids).logits.logsumexp(-1).mean().backward()
+    for handle in handles:
+        handle.remove()
+    model.zero_grad(set_to_none=True)
+    return dict(sorted(kept.items()))

@@ -156,7 +156,8 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
                 run=call.situation.name,
             )
             return
-        changed = first_changed(trace, clean)
+        mask = call.situation.inputs.get("attention_mask")
+        changed = first_changed(trace, clean, mask)
         if changed is None:
             yield from _graph_cut(call, number)
             continue

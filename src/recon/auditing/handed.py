@@ -30,6 +30,11 @@ def other_inputs(trace: Trace, call: Call) -> str:
     if _other_mask(trace, call):
         return "another attention mask"
     positions = trace.facts.ids.get(Site("wpe"))
+    handed = call.situation.inputs.get("position_ids")
+    if positions is not None and handed is not None and ids.shape == given.shape:
+        shown = call.situation.inputs.get("attention_mask", torch.ones_like(given))
+        same = (positions == handed) | (shown == 0)
+        return "" if bool(same.all()) else "other positions"
     clean = None if call.clean is None else call.clean.facts.ids.get(Site("wpe"))
     if positions is None or clean is None or "attention_mask" in call.situation.inputs:
         return ""

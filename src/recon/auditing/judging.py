@@ -171,7 +171,8 @@ class Judge:
         if match.exact is None:
             words = match.form or match.words or "up to rounding"
             sentence = f"`{claim.name}` is {reading.site} {words} (off {match.gap:.1e})"
-            one = replace(one, sentence=sentence, found=f"{reading.site} {words}")
+            found = f"{reading.site} {words}"
+            one = replace(one, sentence=sentence, found=found, form=match.form)
             if match.form.startswith(REDUCED):
                 return reduced(self._bench, one, match.form)
             library = reading.form and _library_shows(reading)

@@ -253,7 +253,9 @@ class Neighbourhood:
             made = family.tensors[first].double()
             made = made + sign * family.tensors[second].double()
             gap = distance(target, made)
-            if apart(target, made) <= allowed * _cancellation(family, first, target):
+            within = allowed * _cancellation(family, first, target)
+            # Where the terms' rounding is as large as the sum, they explain anything.
+            if within <= _CLEAR and apart(target, made) <= within:
                 both = (family.quantities[first], family.quantities[second])
                 word = "plus" if sign > 0 else "less"
                 words = f"{both[0].label} {word} {both[1].label}"

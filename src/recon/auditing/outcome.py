@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -47,6 +47,7 @@ class Outcome:
     _judgements: list[tuple[str, Judgement]] = field(default_factory=list)
     _conventions: dict[str, str] = field(default_factory=dict)
     _digests: dict[str, int] = field(default_factory=dict)
+    _forms: dict[str, str] = field(default_factory=dict)
 
     def run(self, situation: Situation) -> None:
         """Call the function once and judge what it returned."""
@@ -132,7 +133,9 @@ class Outcome:
         self._conventions = judge.conventions
         if main:
             self._few(call, judged)
-        for one in judged:
+        if main:
+            self._forms = {one.name: one.form for one in judged if not one.rule}
+        for one in _padding_counted(call, judged, self._forms):
             if call.situation.train and one.rule not in _EXACT:
                 continue  # dropout makes other numbers of honest formulas
             if main:
@@ -248,6 +251,24 @@ def _same_prompt(one: Call, other: Call) -> bool:
 def _larger(before: Call, after: Call, name: str) -> bool:
     first, second = before.returned.tensors[name], after.returned.tensors[name]
     return second.numel() > first.numel()
+
+
+def _padding_counted(
+    call: Call, judged: Sequence[Judgement], forms: Mapping[str, str]
+) -> Iterator[Judgement]:
+    """Tell means over tokens that are, of a padded batch, no mean that recon knows."""
+    mask = call.situation.inputs.get("attention_mask")
+    padded = mask is not None and not bool(mask.all())
+    for one in judged:
+        form = forms.get(one.name, "")
+        if padded and one.reading is None and form.endswith("over tokens"):
+            words = (
+                f"`{one.name}` is {form} where nothing is padded, and elsewhere "
+                "neither with the padding nor without it"
+            )
+            yield replace(one, rule="padding-taken", sentence=words)
+        else:
+            yield one
 
 
 def _digests(call: Call) -> dict[str, int]:

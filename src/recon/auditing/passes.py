@@ -54,18 +54,37 @@ def same_inputs(trace: Trace, clean: Trace) -> bool:
     )
 
 
-def first_changed(trace: Trace, clean: Trace) -> Site | None:
-    """Return the first site at which a pass computes something else than ``clean``."""
+def first_changed(
+    trace: Trace, clean: Trace, mask: Tensor | None = None
+) -> Site | None:
+    """Return the first site at which a pass computes something else than ``clean``.
+
+    Tokens before the first that ``mask`` (B T) shows see no key at all, and each
+    implementation of attention gives them something else: they are left out.
+    """
+    idle = None if mask is None else mask.cumsum(1) == 0
     for place, tensor in trace.tensors.items():
         known = clean.tensors.get(place)
-        if known is None or alike(tensor, known):
+        if known is None:
             continue
         # Generation asks for the logits of the last token only.
         if place.part == "logits" and known.shape != tensor.shape:
             continue
-        if not _grown(trace, place, tensor, known):
+        if idle is not None and bool(idle.any()):
+            tensor, known = (_less(one, place, idle) for one in (tensor, known))
+        if not alike(tensor, known) and not _grown(trace, place, tensor, known):
             return place
     return None
+
+
+def _less(tensor: Tensor, place: Site, idle: Tensor) -> Tensor:
+    """Return a tensor without the tokens of ``idle`` (B T)."""
+    axes = place.row.shape.split()
+    if axes[:1] != ["B"] or "T" not in axes:
+        return tensor
+    # Heads may be kept merged.
+    rows = tensor.movedim(axes.index("T") if tensor.ndim == len(axes) else 1, 1)
+    return rows[~idle] if rows.shape[:2] == idle.shape else tensor
 
 
 def _grown(trace: Trace, place: Site, found: Tensor, known: Tensor) -> bool:

@@ -76,7 +76,13 @@ def situations(
     yield Situation("train mode", plain(2, tokens, 6), train=True)
     if "attention_mask" in takes:
         yield Situation("a batch padded on the right", _padded(first, right=True))
-        yield Situation("a batch padded on the left", _padded(first, right=False))
+        left = _padded(first, right=False)
+        if "position_ids" in takes:
+            left |= {"position_ids": _counted(left["attention_mask"])}
+        yield Situation("a batch padded on the left", left)
+    elif "position_ids" in takes:
+        later = torch.arange(tokens, device=device).flip(0).expand(rows, -1)
+        yield Situation("positions from last to first", first | {"position_ids": later})
     if effort == "thorough":
         yield Situation("one token", plain(2, 1, 7))
         yield Situation("a long prompt", plain(1, min(longest, 96), 8))
@@ -91,6 +97,11 @@ def _lengths(config: Any) -> tuple[int, int]:
     free = (n for n in range(_TOKENS, config.n_positions + 1) if n not in taken)
     tokens = next(free, min(_TOKENS, config.n_positions))
     return tokens, next(free, tokens)
+
+
+def _counted(mask: Tensor) -> Tensor:
+    """Return the positions of a text that is padded on the left, as users count."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _padded(inputs: Mapping[str, Tensor], *, right: bool) -> dict[str, Tensor]:
