@@ -1247,7 +1247,7 @@ def gradient_of_a_state(model, input_ids):
     return {"grad_of_h.1.resid_post": gradient, **kept}
 
 
-@right("the text's tokens of all rows, one after another", notes={"RC121"})
+@right("the text's tokens of all rows, one after another")
 def rows_of_real_tokens(model, input_ids, attention_mask):
     kept = {}
 

@@ -261,7 +261,8 @@ def _padding_counted(
     padded = mask is not None and not bool(mask.all())
     for one in judged:
         form = forms.get(one.name, "")
-        if padded and one.reading is None and form.endswith("over tokens"):
+        unknown = one.reading is None or one.rule == "unexplained"
+        if padded and unknown and form.endswith("over tokens"):
             words = (
                 f"`{one.name}` is {form} where nothing is padded, and elsewhere "
                 "neither with the padding nor without it"
