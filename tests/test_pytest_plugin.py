@@ -1,5 +1,6 @@
 """The pytest plugin, as its users run it."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -59,6 +60,14 @@ def run(pytester, monkeypatch):
         return start(*PLUGIN, "-p", "no:cacheprovider", *options)
 
     return with_tests
+
+
+@pytest.fixture
+def young():
+    """Let who holds what be searched only among what a test makes."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def text(result):
@@ -233,9 +242,8 @@ PLAIN = LEAKS.replace("{marker}", "")
         (PLAIN, ["-o", "recon_no_leaks=true"]),
     ],
 )
-def test_what_stays_after_a_test_is_an_error_of_it(run, tests, options):
-    # In a process of its own: who holds what is searched in all that is alive.
-    result = run(tests, *options, process=True)
+def test_what_stays_after_a_test_is_an_error_of_it(run, young, tests, options):
+    result = run(tests, *options)
     result.assert_outcomes(passed=3, errors=2)
     assert "ERROR at teardown of test_hook" in text(result)
     assert "ERROR at teardown of test_tensor" in text(result)
