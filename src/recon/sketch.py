@@ -146,7 +146,7 @@ def sketch(
 
     One that fails is checked against its weight as it is now before that is said.
     """
-    with torch.no_grad(), trace.plain_arithmetic():
+    with torch.inference_mode(), trace.plain_arithmetic():
         sums = cache(sums_in)  # settings do not change while a pass is checked
         linear = [i for i in identities if isinstance(i.op, Linear | Unembed)]
         checks = _judged([_sides(trace, i, sketcher, sums) for i in linear])
