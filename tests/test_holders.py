@@ -82,6 +82,22 @@ def in_traceback(tensor):
         KEPT.append(error.with_traceback(error.__traceback__.tb_next))
 
 
+def in_traceback_in_closure(tensor):
+    def fail(kept):
+        def keep():
+            return kept
+
+        raise ValueError(keep)
+
+    given = [{"out": tensor}]
+    del tensor
+    try:
+        fail(given.pop())
+    except ValueError as error:
+        error.args = ()
+        KEPT.append(error.with_traceback(error.__traceback__.tb_next))
+
+
 PATHS = {
     in_dict: "KEPT[0]['h.3'][0]",
     in_object: "KEPT[0].held[0]",
@@ -93,6 +109,8 @@ PATHS = {
     in_array: "KEPT[0]['last'] -> a numpy array that shares its memory",
     in_traceback: "KEPT[0] -> ValueError's traceback -> tensor of "
     "in_traceback.<locals>.fail (test_holders.py)",
+    in_traceback_in_closure: "KEPT[0] -> ValueError's traceback -> kept of "
+    "in_traceback_in_closure.<locals>.fail (test_holders.py)['out']",
 }
 
 

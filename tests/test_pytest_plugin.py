@@ -316,14 +316,18 @@ def test_uses(output, shared):
     result.assert_outcomes(passed=1)
 
 
-def test_profile_gives_a_benchmark_its_overhead_and_bytes(run, pytester):
-    result = run(
-        """
+BENCHMARK = """
+@pytest.mark.recon_no_leaks
 def test_cost(recon, model, benchmark):
     found = recon.profile(model, inputs={"input_ids": IDS}, rounds=4, leak_rounds=4)
     benchmark(lambda: model(IDS))
     assert benchmark.extra_info["recon_kept_bytes"] == found.memory.held > 0
-""",
+"""
+
+
+def test_profile_gives_a_benchmark_its_overhead_and_bytes(run, pytester):
+    result = run(
+        BENCHMARK,
         "--benchmark-json=out.json",
         "--benchmark-max-time=0.01",
         "--benchmark-min-rounds=1",
@@ -334,9 +338,17 @@ def test_cost(recon, model, benchmark):
     assert one["extra_info"]["recon_kept_bytes"] > 0
 
 
-def test_everything_works_under_xdist(run, pytester):
-    result = run(BASELINE + MARKED, "-n", "2", "--recon-update-baselines", process=True)
-    result.assert_outcomes(passed=4, errors=2)
+@pytest.mark.parametrize(
+    ("leaks", "options"), [(MARKED, []), (PLAIN, ["--recon-no-leaks"])]
+)
+def test_everything_works_under_xdist(run, pytester, leaks, options):
+    # There pytest-benchmark calls the function once, and measures nothing.
+    tests = BASELINE + BENCHMARK + leaks
+    options = ["-n", "2", "--recon-update-baselines", *options]
+    result = run(tests, *options, process=True)
+    result.assert_outcomes(passed=5, errors=2)
+    assert "ERROR at teardown of test_hook" in text(result)
+    assert "ERROR at teardown of test_tensor" in text(result)
     assert "tiny.json: recorded" in text(result)
     assert "- recon leaks -" in text(result)
     assert Path(pytester.path / "baselines/tiny.json").exists()

@@ -368,7 +368,12 @@ def _words(root: str, path: Sequence[Any]) -> tuple[str, ...]:
     while place < last:
         holder, held = path[place], path[place + 1]
         below = path[place + 2] if place + 2 <= last else None
-        if below is not None and isinstance(below, CellType):
+        if isinstance(holder, FrameType) and isinstance(held, CellType):
+            # A variable that functions inside it use, too.
+            name = _local_holding(holder, held.cell_contents)
+            parts.append(_variable(holder.f_code, name))
+            place += 2
+        elif isinstance(below, CellType) and not isinstance(held, FrameType):
             parts.append(_closed_over(holder, below))
             place += 3
         elif below is not None and _is_own_dict(holder, held):

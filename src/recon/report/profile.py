@@ -144,8 +144,9 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         ("release", _release(profile)),
         (
             "leak watch",
-            f"{len(watch.rounds)} rounds; a round adds {_slope(watch.nbytes)} bytes, "
-            f"{_slope(watch.hooks)} hooks, {_slope(watch.objects)} objects",
+            f"{len(watch.rounds)} rounds, each with a pass that raises half way; "
+            f"a round adds {_slope(watch.nbytes)} bytes, {_slope(watch.hooks)} hooks, "
+            f"{_slope(watch.objects)} objects",
         ),
     ]
     rows += [("note" if not i else "", visible(n)) for i, n in enumerate(profile.notes)]
