@@ -4,7 +4,7 @@ Each version gets an environment of its own under .venv-compat, in which run: `r
 verify`, the tests in CORE, and `recon baseline record` of two small models. What the
 versions do differently is what `recon baseline check` says from one to the next.
 
-    python -m tools.compat            # every version, then docs/compatibility.md
+    python -m tools.compat            # every pair, then docs/compatibility.md
     python -m tools.compat run 5.0.0  # one version
     python -m tools.compat page       # the page, from what has run
 """
@@ -30,9 +30,9 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / ".venv-compat"
 PAGE = ROOT / "docs" / "compatibility.md"
-# The newest is the pin of requirements.txt.
-TRANSFORMERS = ("4.46.3", "4.51.3", "4.57.1", "5.0.0")
-TORCH = ("2.4.1", "2.9.1", "2.15.0")
+# Beside the pins of requirements.txt, with which the others are paired.
+TRANSFORMERS = ("4.46.3", "4.51.3", "4.57.1", "5.0.0", "5.24.0")
+TORCH = ("2.4.1", "2.6.0", "2.9.1", "2.14.1")
 CORE = tuple(
     f"tests/test_{name}.py"
     for name in (
@@ -58,15 +58,20 @@ that a version does not have are skipped with that reason (`tests/versions.py`).
 
 {passes}
 
-The last column names the site that most failures are about. Up to 4.51 eager attention
-returns its pattern only where `output_attentions=True` asks for it. `recon verify`
-does, and passes there; a capture that does not ask has no pattern to check, and what is
-absent is no pass.
+The last column names the site that most failures are about, or the error.
+Up to 4.51 eager attention returns its pattern only where `output_attentions=True` asks
+for it. `recon verify` does, and passes there; a capture that does not ask has no
+pattern to check, and what is absent is no pass.
+
+Of torch, PyPI has 1.13 to 2.15 for Python 3.11, for Linux with the libraries of CUDA,
+without which they do not load; {torches} were tried,
+on the CPU, and no other. transformers {pinned} refuses a torch below 2.6, whatever
+recon does.
 
 The lower bounds in `pyproject.toml`, transformers {transformers} and torch {torch},
-are the lowest from which on everything passes; a test compares them with this table.
-Of torch only {torches} was tried ({absent} were not made to run), so that its
-bound says no more. `python -m tools.compat run TRANSFORMERS TORCH` tries a pair.
+are the lowest that were tried from which on everything passes, each with the pinned
+version of the other; a test compares them with this table.
+`python -m tools.compat run TRANSFORMERS TORCH` tries a pair.
 
 ## What a version does
 
@@ -80,8 +85,9 @@ where its own forward collects them.
 ## What changed from one to the next
 
 A baseline of the model with `tie_last_hidden_states=False`, recorded under one
-version and checked under the next; {oldest} is the oldest. RB107 is about hidden
-states, RB111 about what modules return; what is not told did not move.
+version and checked under the next: those of transformers, of which {oldest} is the
+oldest, then those of torch. RB107 is about hidden states, RB111 about what modules
+return; what is not told did not move.
 
 {moved}"""
 INPUTS = "[[5, 17, 300, 2999, 5, 8, 1], [9, 2, 77, 1024, 3, 3, 40]]"
@@ -96,7 +102,24 @@ def pins() -> Mapping[str, str]:
 
 def versions() -> list[str]:
     """Return the versions of transformers to try, the newest last."""
-    return [*TRANSFORMERS, pins()["transformers"]]
+    return sorted([*TRANSFORMERS, pins()["transformers"]], key=key)
+
+
+def torches() -> list[str]:
+    """Return the versions of torch to try, the newest last."""
+    return sorted([*TORCH, pins()["torch"]], key=key)
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Return the pairs to try: each version with the pinned one of the other."""
+    transformers, torch = pins()["transformers"], pins()["torch"]
+    found = [(version, torch) for version in versions()]
+    return sorted({*found, *((transformers, one) for one in torches())}, key=ordered)
+
+
+def ordered(pair: tuple[str, str]) -> tuple[Version, Version]:
+    """Order pairs as numbers."""
+    return key(pair[0]), key(pair[1])
 
 
 # -- one version -----------------------------------------------------------------
@@ -228,16 +251,26 @@ def outcome(found: Mapping[str, Any]) -> str:
 
 
 def cause(found: Mapping[str, Any]) -> str:
-    """Say which site most failures name, if any."""
+    """Say which site most failures name, or what `recon verify` ended with."""
     part, count = found.get("about") or ("", 0)
-    return f": `{part}` in {count}" if count else ""
+    if 2 * count > found["failed"]:
+        return f": `{part}` in {count}"
+    if found["verify"]:
+        return f": {found['verdict'].removeprefix('recon: ').split(';')[0]}"
+    return ""
 
 
 def results() -> list[dict[str, Any]]:
     """Return what has run, from the oldest transformers to the newest."""
     files = sorted(PLACE.glob("transformers-*/found.json"))
     found = [json.loads(file.read_text("utf-8")) for file in files]
-    return sorted(found, key=lambda one: (key(one["transformers"]), key(one["torch"])))
+    return sorted(found, key=lambda one: ordered((one["transformers"], one["torch"])))
+
+
+def along(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return what ran with versions of one library and the pinned one of the other."""
+    other = "torch" if name == "transformers" else "transformers"
+    return [one for one in found if one[other] == pins()[other]]
 
 
 def key(version: str) -> Version:
@@ -325,34 +358,36 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def moved(found: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the check of each version's baseline under the next."""
-    able = [one for one in found if baseline(one, "untied") is not None]
-    for old, new in pairwise(able):
-        title = f"### {old['transformers']} → {new['transformers']}"
-        yield f"{title}\n\n{told(old, new)}\n"
+    for name, words in (("transformers", ""), ("torch", "torch ")):
+        rows = along(found, name)
+        able = [one for one in rows if baseline(one, "untied") is not None]
+        for old, new in pairwise(able):
+            title = f"### {words}{old[name]} → {new[name]}"
+            yield f"{title}\n\n{told(old, new)}\n"
 
 
 def lowest(found: list[dict[str, Any]], name: str) -> str:
     """Return the lowest version from which on everything passes."""
     good: list[str] = []
-    for one in reversed(found):
+    for one in reversed(along(found, name)):
         if outcome(one) != "passes":
             break
         good.append(one[name])
-    return min(good, key=key)
+    return min(good, key=key) if good else "none"
 
 
 def page(found: list[dict[str, Any]]) -> str:
     """Write the page."""
-    torches = sorted({one["torch"] for one in found}, key=key)
+    tried = [one["torch"] for one in along(found, "torch")]
     return TEMPLATE.format(
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         files=len(CORE),
         passes="\n".join(rows(found)),
         transformers=lowest(found, "transformers"),
         torch=lowest(found, "torch"),
-        torches=", ".join(torches),
-        absent=", ".join(v for v in TORCH if v not in torches),
-        behaviour="\n".join(behaviour(found)),
+        torches=", ".join(tried),
+        pinned=pins()["transformers"],
+        behaviour="\n".join(behaviour(along(found, "transformers"))),
         oldest=found[0]["transformers"],
         moved="\n".join(moved(found)),
     )
@@ -365,8 +400,8 @@ def main(arguments: list[str]) -> None:
         run(arguments[1], arguments[2] if arguments[2:] else torch)
         return
     if not arguments:
-        for version in versions():
-            run(version, torch)
+        for pair in pairs():
+            run(*pair)
     PAGE.write_text(page(results()).rstrip() + "\n", encoding="utf-8")
 
 
