@@ -202,6 +202,20 @@ def test_other_weights_are_refused_by_name(saved, make_model, model):
         recon.load_trace(saved, make_model(dtype=torch.float64))
 
 
+def test_a_trace_saved_without_its_model_says_that_it_cannot_tell_weights(
+    model, ids, tmp_path
+):
+    first, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
+    with recon.capture(model) as recorder, torch.no_grad():
+        model(ids)
+    recorder.trace.save(first)
+    recon.load_trace(first).save(again)
+    with pytest.raises(recon.UsageError, match=r"loaded without its model"):
+        recon.load_trace(again, model=model)
+    recon.load_trace(first, model=model).save(again)
+    assert recon.load_trace(again, model=model).facts.makers
+
+
 @pytest.mark.parametrize("config", [{"n_layer": 2}, {"n_layer": 4}, {"n_embd": 16}])
 def test_a_model_of_another_size_is_refused(saved, make_model, config):
     with pytest.raises(recon.UsageError) as error:

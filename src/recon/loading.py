@@ -46,6 +46,11 @@ _WITHOUT = "a saved trace without its model (load it with model=)"
 
 def _with_weights(saved: saving.Saved, model: nn.Module, path: str) -> Facts:
     facts = gpt2.with_weights(model, saved.facts, saved.keep)
+    if facts.weights_at_run and not saved.weights:
+        raise UsageError(
+            f"{path}: saved from a trace that was loaded without its model, so it does "
+            "not tell the weights; load that one with model= before saving it"
+        )
     for name, weight, _ in facts.weights_at_run:
         if saved.weights.get(name) != saving.digest([weight]):
             raise UsageError(
