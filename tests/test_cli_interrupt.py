@@ -25,6 +25,8 @@ def test_ctrl_c_in_a_capture_ends_with_130_and_leaves_whole_files_only(tmp_path)
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        # A shell's background job, which may run this test, ignores SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 60
     while not list(out.glob("*.safetensors")) and time.monotonic() < until:

@@ -2439,3 +2439,25 @@ def gradients_under_the_name_of_states(model, input_ids):
         handle.remove()
     model.zero_grad(set_to_none=True)
     return dict(sorted(kept.items()))
+
+
+@wrong(row="new", rules={"RC205"})
+def patched_in_the_first_row_only(model, input_ids):
+    """Of a corrupted batch output[0, -1] patches row 0 only, not each last token."""
+    kept = {}
+
+    def keep(module, args, output):
+        kept["last"] = output[:, -1].clone()
+
+    def patch(module, args, output):
+        output = output.clone()
+        output[0, -1] = kept["last"][0]
+        return output
+
+    block = model.transformer.h[1]
+    with torch.no_grad():
+        with block.register_forward_hook(keep):
+            clean = model(input_ids).logits
+        with block.register_forward_hook(patch):
+            patched = model(input_ids.flip(1)).logits
+    return {"clean_logits": clean, "patched_logits": patched}

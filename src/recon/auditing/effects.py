@@ -15,6 +15,7 @@ from recon.auditing.passes import (
     replayed,
     rounded_to,
     rows_changed,
+    rows_edited,
     same_bits,
     same_inputs,
 )
@@ -146,7 +147,10 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
         return
     before = [(c.situation.name, t) for c in earlier for t in computed_by(c)]
     for number, trace in enumerate(call.passes):
-        if trace.facts.environment.training or not same_inputs(trace, clean):
+        if trace.facts.environment.training:
+            continue
+        if not same_inputs(trace, clean):
+            yield from _edits_row_zero(call, trace)
             continue
         if stale := replayed(trace, clean, before):
             yield finding(
@@ -164,6 +168,22 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
         alias = call.aliases[number] if number < len(call.aliases) else trace
         yield _changed(call, trace, clean, alias, changed)
         return
+
+
+def _edits_row_zero(call: Call, trace: Trace) -> Iterator[Finding]:
+    """Say if the code edits one row only of a batch of inputs of its own."""
+    rows = call.situation.rows
+    if rows == 1 or trace.facts.shape != call.situation.inputs["input_ids"].shape:
+        return
+    edit = rows_edited(trace)
+    if edit is not None and edit[1] == [0]:
+        yield finding(
+            "changes-some-rows",
+            f"in a pass on other inputs the code edits {edit[0]}, but only in row 0 of "
+            f"{rows}",
+            places=[str(edit[0])],
+            run=call.situation.name,
+        )
 
 
 def _graph_cut(call: Call, number: int) -> Iterator[Finding]:

@@ -97,6 +97,7 @@ _POINTWISE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "after sigmoid": torch.sigmoid,
     "after softmax": lambda x: x.softmax(-1),
     "after log-softmax": lambda x: x.log_softmax(-1),
+    "after softmax over the tokens": lambda x: x.softmax(-2),
 }
 
 

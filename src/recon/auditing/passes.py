@@ -111,10 +111,27 @@ def rows_changed(trace: Trace, clean: Trace, place: Site) -> list[int]:
     return next((some for some in rows if some), [])
 
 
-@torch.no_grad()
+def rows_edited(trace: Trace) -> tuple[Site, list[int]] | None:
+    """Return where a pass first breaks a law of its own, and in which rows."""
+    for identity in gpt2.identities(trace):
+        found = trace.tensors.get(identity.site)
+        made = None if found is None else _made(trace, identity)
+        if found is None or made is None:
+            continue
+        rows = _rows_apart(found, made)
+        if rows and not certified(trace, identity).passed:
+            return identity.site, rows
+    return None
+
+
 def _predicted(trace: Trace, place: Site) -> Tensor | None:
     identity = _identity(trace, place)
-    if identity is None or identity.dropout:
+    return None if identity is None else _made(trace, identity)
+
+
+@torch.no_grad()
+def _made(trace: Trace, identity: Identity) -> Tensor | None:
+    if identity.dropout:
         return None
     try:
         inputs = [trace[one] for one in identity.inputs] + list(identity.extra)
