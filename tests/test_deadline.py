@@ -1,5 +1,6 @@
 """Code that does not end is stopped, wherever it waits and whatever it catches."""
 
+import gc
 import queue
 import signal
 import sys
@@ -155,3 +156,22 @@ def test_no_time_and_endless_time_are_fine():
     require_seconds(None)
     require_seconds(float("inf"))
     assert within(float("inf"), lambda: 1) == 1
+
+
+def test_time_that_is_up_while_garbage_is_collected_is_told_after_it():
+    def slowly(phase, info):
+        until = time.monotonic() + 3 * SOON
+        while time.monotonic() < until:
+            pass
+
+    def collects():
+        gc.collect()
+        loops()
+
+    gc.callbacks.append(slowly)
+    try:
+        # What a callback of the collector raises is dropped, with a warning.
+        with pytest.raises(NeverEndsError):
+            within(SOON, collects)
+    finally:
+        gc.callbacks.remove(slowly)

@@ -9,6 +9,7 @@ reaches into a single call of C that goes on by itself.
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 import sys
 import sysconfig
@@ -144,7 +145,7 @@ def _signal_raises(watched: _Watched) -> Iterator[None]:
     tracing = sys.gettrace()
 
     def told(number: int, frame: FrameType | None) -> None:
-        if not _is_inside(frame):
+        if not _is_inside(frame) or _is_collecting(frame):
             return
         if watched.times >= _PATIENCE:
             _stop_at_next_line(frame)
@@ -192,6 +193,14 @@ def _come_if_due() -> None:
 
 def _is_inside(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_code is not _inside.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_collecting(frame: FrameType | None) -> bool:
+    """Whether a callback of the garbage collector runs, which drops what it raises."""
+    callbacks = {getattr(one, "__code__", None) for one in gc.callbacks}
+    while frame is not None and frame.f_code not in callbacks:
         frame = frame.f_back
     return frame is not None
 
