@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel, GPT2Model, StaticCache
 from transformers.activations import ACT2FN
 
 import recon
+from recon import gpt2
 from recon.gpt2 import hooks_of_its_own
 from recon.gpt2.caches import NAMES, among, entries, halves, length
 from recon.gpt2.passes import received
@@ -630,3 +631,32 @@ def test_a_stray_argument_is_not_taken_for_the_cache(model, ids):
     used, stray = (among(model(rows, use_cache=True)) for rows in (ids, ids + 1))
     given = {"cache": stray, "past_key_values": used}
     assert among(given) is used
+
+
+@pytest.mark.parametrize("overridden", [False, True])
+def test_an_interrupted_pass_raises_and_leaves_the_forward_that_there_was(
+    model, ids, overridden
+):
+    mlp, kind = model.transformer.h[1].mlp, type(model.transformer.h[1].mlp)
+    if overridden:
+        mlp.forward = mlp.forward
+    before = vars(kind)["forward"], mlp.__dict__.get("forward")
+    with gpt2.interrupted(model), pytest.raises(gpt2.InterruptionError):
+        model(ids)
+    with gpt2.interrupted(model):
+        mlp.forward = lambda x, inner=mlp.forward: inner(x)  # wrapped, as users do
+        with pytest.raises(gpt2.InterruptionError):
+            model(ids)
+        del mlp.forward
+    assert (vars(kind)["forward"], mlp.__dict__.get("forward")) == before
+    model(ids)
+
+
+def test_a_forward_that_a_class_inherits_stays_inherited(model, ids):
+    class Inheriting(type(model.transformer.h[1].mlp)):
+        pass
+
+    model.transformer.h[1].mlp.__class__ = Inheriting
+    with gpt2.interrupted(model), pytest.raises(gpt2.InterruptionError):
+        model(ids)
+    assert "forward" not in vars(Inheriting)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +84,6 @@ class _Run:
         return self.registered.keys - {
             one.key for one in self.after.found if one.by_transformers
         }
-
-
-class _InterruptionError(RuntimeError):
-    """What the audit makes a pass raise half way."""
 
 
 def _broken(model: nn.Module) -> str:
@@ -239,10 +234,8 @@ class Caller:
         self._model.train(situation.train)
         torch.manual_seed(_SEED + situation.seed)
         seen: list[State] = []
-        blocks = gpt2.base(self._model).h
-        mlp = blocks[len(blocks) // 2].mlp
         try:
-            with _raising(mlp) if situation.raises else nullcontext():
+            with gpt2.interrupted(self._model) if situation.raises else nullcontext():
                 yield seen
         finally:
             self._keeper.put_back(seen[-1].weights if seen else None)
@@ -261,28 +254,10 @@ def _without_graph(trace: Trace) -> Trace:
     return replace(trace, tensors={s: t.detach() for s, t in trace.tensors.items()})
 
 
-@contextmanager
-def _raising(module: Any) -> Iterator[None]:
-    """Make a module's forward raise, by way of its class: code may override its own."""
-    kind: Any = type(module)
-    forward = kind.forward
-
-    def raising(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self is module:
-            raise _InterruptionError("raised on purpose, half way through the pass")
-        return forward(self, *args, **kwargs)
-
-    kind.forward = raising
-    try:
-        yield
-    finally:
-        kind.forward = forward
-
-
 def _interrupted(error: BaseException | None) -> bool:
     """Whether an error is, or was raised while handling, the one raised on purpose."""
     while error is not None:
-        if isinstance(error, _InterruptionError):
+        if isinstance(error, gpt2.InterruptionError):
             return True
         error = error.__cause__ or error.__context__
     return False
