@@ -49,7 +49,6 @@ class Keeper:
                 "buffers": dict(module._buffers),
                 "modules": dict(module._modules),
                 "own": {k: v for k, v in module.__dict__.items() if k == "forward"},
-                "had": dict.fromkeys(module.__dict__),
                 "names": dict.fromkeys(module.__dict__),
             }
             for path, module in self.state.modules.items()
@@ -109,22 +108,13 @@ class Keeper:
         _refill(module._modules, table["modules"])
         module.__dict__.pop("forward", None)
         module.__dict__.update(table["own"])
-        for key in [k for k, v in module.__dict__.items() if _of_a_library(v)]:
-            # A wrapper's mark without its forward would keep it from running again.
-            if key not in table["had"]:
-                del module.__dict__[key]
         for key in [k for k in module.__dict__ if k not in table["names"]]:
-            # A private flag is transformers' own; a private tensor is not.
-            if not (key.startswith("_") and isinstance(module.__dict__[key], PLAIN)):
+            # A private flag is transformers' own; a private tensor is not, nor the mark
+            # of a wrapper, which without its forward would keep it from running again.
+            if not (key.startswith("_") and type(module.__dict__[key]) in PLAIN):
                 del module.__dict__[key]
         for key, value in self.state.plain[path].items():
             module.__dict__[key] = value
-
-
-def _of_a_library(value: Any) -> bool:
-    """Whether an object's class is neither Python's nor torch's nor transformers'."""
-    package = type(value).__module__.partition(".")[0]
-    return package not in ("builtins", "collections", "torch", "transformers")
 
 
 @contextmanager
