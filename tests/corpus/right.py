@@ -1271,3 +1271,31 @@ def patterns_of_eager_attention(model, input_ids, attention_mask=None):
     finally:
         model.set_attn_implementation(before)
     return {f"h.{i}.attn.pattern": one for i, one in enumerate(out.attentions)}
+
+
+@right("the last token of a clean run patched into a corrupted one", notes={"RC204"})
+def patched_last_token(model, input_ids):
+    kept = {}
+
+    def keep(module, args, output):
+        kept["last"] = output[:, -1].clone()
+
+    def patch(module, args, output):
+        output = output.clone()
+        output[:, -1] = kept["last"]
+        return output
+
+    block = model.transformer.h[1]
+    with torch.no_grad():
+        with block.register_forward_hook(keep):
+            clean = model(input_ids).logits
+        with block.register_forward_hook(patch):
+            patched = model(input_ids.flip(1)).logits
+    return {"clean_logits": clean, "patched_logits": patched}
+
+
+@right("a state at the positions that are given")
+def at_given_positions(model, input_ids, position_ids):
+    with torch.no_grad():
+        out = model(input_ids, position_ids=position_ids, output_hidden_states=True)
+    return {"h.0.resid_post": out.hidden_states[1]}

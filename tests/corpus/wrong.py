@@ -2461,3 +2461,12 @@ def patched_in_the_first_row_only(model, input_ids):
         with block.register_forward_hook(patch):
             patched = model(input_ids.flip(1)).logits
     return {"clean_logits": clean, "patched_logits": patched}
+
+
+@wrong(row="new", rules={"RC107"}, sites="h.*.resid_post")
+def positions_ignored(model, input_ids, position_ids):
+    """Positions are taken, and never handed to the model."""
+    with torch.no_grad():
+        out = model(input_ids, output_hidden_states=True)
+    layers = range(len(model.transformer.h) - 1)
+    return {f"h.{i}.resid_post": out.hidden_states[i + 1] for i in layers}

@@ -150,7 +150,7 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
         if trace.facts.environment.training:
             continue
         if not same_inputs(trace, clean):
-            yield from _edits_row_zero(call, trace)
+            yield from _edited(call, trace)
             continue
         if stale := replayed(trace, clean, before):
             yield finding(
@@ -170,20 +170,28 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
         return
 
 
-def _edits_row_zero(call: Call, trace: Trace) -> Iterator[Finding]:
-    """Say if the code edits one row only of a batch of inputs of its own."""
+def _edited(call: Call, trace: Trace) -> Iterator[Finding]:
+    """Say what the code edits in a pass on inputs of its own, by that pass's own laws.
+
+    An edit of row 0 only is what output[0] of a tensor makes.
+    """
     rows = call.situation.rows
-    if rows == 1 or trace.facts.shape != call.situation.inputs["input_ids"].shape:
+    if trace.facts.shape != call.situation.inputs["input_ids"].shape:
         return
     edit = rows_edited(trace)
-    if edit is not None and edit[1] == [0]:
-        yield finding(
-            "changes-some-rows",
-            f"in a pass on other inputs the code edits {edit[0]}, but only in row 0 of "
-            f"{rows}",
-            places=[str(edit[0])],
-            run=call.situation.name,
-        )
+    if edit is None:
+        return
+    place, changed = edit
+    some = changed == [0] and rows > 1
+    words = f"in a pass on other inputs the code edits {place}"
+    yield finding(
+        "changes-some-rows" if some else "changes-result",
+        f"{words}, but only in row 0 of {rows}" if some else words,
+        places=[str(place)],
+        run=call.situation.name,
+        severity=None if some else "note",
+        evidence={"rows": len(changed)},
+    )
 
 
 def _graph_cut(call: Call, number: int) -> Iterator[Finding]:

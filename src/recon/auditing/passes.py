@@ -119,7 +119,7 @@ def rows_edited(trace: Trace) -> tuple[Site, list[int]] | None:
         if found is None or made is None:
             continue
         rows = _rows_apart(found, made)
-        if rows and not certified(trace, identity).passed:
+        if rows and certified(trace, identity).verdict == "diverged":
             return identity.site, rows
     return None
 
