@@ -146,6 +146,14 @@ def quick_collections() -> Iterator[None]:
 
 
 @pytest.fixture
+def young() -> Iterator[None]:
+    """The same for one test, which names only holders that it makes itself."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
 def model() -> PreTrainedModel:
     """A tiny perturbed GPT2LMHeadModel with eager attention, in eval mode."""
     return _make_model()

@@ -1,7 +1,5 @@
 """Is every leak caught, is its holder named, and is correct code left alone?"""
 
-import gc
-
 import pytest
 import torch
 
@@ -16,16 +14,11 @@ HELD_BY_OLDER = {"list that grows", "graph of an undetached capture", "traceback
 
 
 @pytest.fixture(autouse=True)
-def _quick_collections(request):
-    """Let Python's collector look only at what a test makes, where that will do.
-
-    To search all that other tests have made, too, takes most of the time.
-    """
+def _quickly(request):
+    """To search all that other tests have made, too, takes most of the time."""
     given = getattr(request.node, "callspec", None)
     if given is None or given.params.get("name") not in HELD_BY_OLDER:
-        gc.freeze()
-    yield
-    gc.unfreeze()
+        request.getfixturevalue("young")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The pytest plugin, as its users run it."""
 
-import gc
 import json
 import subprocess
 import sys
@@ -60,14 +59,6 @@ def run(pytester, monkeypatch):
         return start(*PLUGIN, "-p", "no:cacheprovider", *options)
 
     return with_tests
-
-
-@pytest.fixture
-def young():
-    """Let who holds what be searched only among what a test makes."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def text(result):
