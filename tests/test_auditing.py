@@ -156,6 +156,23 @@ def test_gradients_and_hooks_on_parameters_are_seen_and_taken_away(model):
     assert not weight._backward_hooks
 
 
+@pytest.mark.parametrize("closure", [True, False])
+def test_a_cause_names_the_findings_that_it_brings_with_it(model, closure):
+    def capture(model, input_ids):
+        hook = (lambda *_: None) if closure else passing
+        model.transformer.h[0].register_forward_hook(hook)
+        return {"logits": model(input_ids).logits.detach()}
+
+    report = recon.audit(capture, model, effort="quick")
+    left = next(f for f in report.findings if f.rule.name == "hooks-left")
+    assert left.evidence.get("hence") == ("RC214 unpicklable" if closure else None)
+    assert "unpicklable" not in {finding.rule.name for finding in report.findings}
+
+
+def passing(module, args, output):
+    """Do nothing, as a function that pickle finds by its name."""
+
+
 # -- odd functions -------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from recon.auditing.effects import finding
 from recon.auditing.findings import Finding
@@ -25,16 +26,31 @@ _MOST_SHOWN = 3
 
 
 def once(told: Iterable[Finding]) -> list[Finding]:
-    """Return findings, the worst first, without those that others say too."""
+    """Return findings, the worst first; what others bring with them, they name."""
     first: dict[tuple[str, ...], Finding] = {}
     for one in told:
         claim = one.rule.code.startswith("RC1") or one.rule.name == "overwritten"
         key = (one.rule.code, *(one.places if claim else ()))
         first.setdefault(key, one)
-    causes = {f.rule.name for f in first.values()} & _SAYS_TOO.keys()
-    said = {name for cause in causes for name in _SAYS_TOO[cause]}
-    kept = [f for f in first.values() if f.rule.name not in said]
+    codes = {f.rule.name: f.rule.code for f in first.values()}
+    hence = {
+        cause: [name for name in _SAYS_TOO[cause] if name in codes]
+        for cause in codes.keys() & _SAYS_TOO.keys()
+    }
+    said = {name for names in hence.values() for name in names}
+    kept = [
+        _with_hence(f, [f"{codes[name]} {name}" for name in hence.get(f.rule.name, [])])
+        for f in first.values()
+        if f.rule.name not in said
+    ]
     return sorted(kept, key=lambda f: (_ORDER[f.severity], f.rule.code))
+
+
+def _with_hence(cause: Finding, told: list[str]) -> Finding:
+    """Name the findings that a cause brings with it, in its evidence."""
+    if not told:
+        return cause
+    return replace(cause, evidence={**cause.evidence, "hence": ", ".join(told)})
 
 
 def grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
