@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ def main(files: Sequence[Path]) -> None:
         known |= measured(json.loads(file.read_text("utf-8")))
     place = PAGE.parent / "benchmarks"
     place.mkdir(exist_ok=True)
+    mpl.rcParams["svg.hashsalt"] = "recon"  # or the same plot differs in each run
     for old in place.glob("*.svg"):
         old.unlink()
     kept = [{"fullname": name, "extra_info": extra} for name, extra in known.items()]

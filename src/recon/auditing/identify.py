@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recon.auditing import forms, formulas, quantities
-from recon.auditing.content import WHOLE, Part, along, joined
+from recon.auditing.content import WHOLE, Content, Part, joined
 from recon.auditing.layouts import Layout, layout
 from recon.auditing.near import Near, Neighbourhood, allowance
 from recon.auditing.quantities import Quantity
@@ -142,8 +142,9 @@ class Catalogue:
     def _found(self, found: Tensor, prefer: Wanted) -> Exact | None:
         odd: list[Exact] = []
         for values, cast in self._views(found.detach().cpu()):
+            content = Content(values)
             for shelf in self._shelves():
-                hit = _on(shelf, values, cast, prefer)
+                hit = _on(shelf, content, cast, prefer)
                 if hit is not None and hit.layout.honest:
                     return hit
                 odd += [hit] if hit is not None else []
@@ -152,7 +153,9 @@ class Catalogue:
     def _weight(self, found: Tensor) -> Exact | None:
         """Return the weight of a module that a tensor is, whole."""
         values = found.detach().cpu()
-        whole = ((number, WHOLE) for number in self._weights.whole(values, None))
+        whole = (
+            (number, WHOLE) for number in self._weights.whole(Content(values), None)
+        )
         hits = _laid_out(self._weights, whole, values, None)
         return hits[0] if hits else None
 
@@ -293,16 +296,17 @@ class Catalogue:
 
 
 def _on(
-    shelf: Shelf, values: Tensor, cast: torch.dtype | None, prefer: Wanted
+    shelf: Shelf, content: Content, cast: torch.dtype | None, prefer: Wanted
 ) -> Exact | None:
     """Look a tensor up among whole quantities, then their pieces, then selections."""
-    whole = ((number, WHOLE) for number in shelf.whole(values, cast))
+    values = content.tensor
+    whole = ((number, WHOLE) for number in shelf.whole(content, cast))
     hit = _best(_laid_out(shelf, whole, values, cast), prefer)
     if hit is not None and hit.layout.honest:
         return hit
-    pieces = islice(shelf.pieces(values, cast), _MOST_HITS)
+    pieces = islice(shelf.pieces(content, cast), _MOST_HITS)
     hit = _best(_laid_out(shelf, pieces, values, cast), prefer)
-    return hit or _best(list(_selections(shelf, values, cast)), prefer)
+    return hit or _best(list(_selections(shelf, content, cast)), prefer)
 
 
 def _laid_out(
@@ -323,17 +327,17 @@ def _laid_out(
 
 
 def _selections(
-    shelf: Shelf, values: Tensor, cast: torch.dtype | None
+    shelf: Shelf, content: Content, cast: torch.dtype | None
 ) -> Iterator[Exact]:
     """Find what puts together several indices of one axis, as this tensor does."""
+    values = content.tensor
     for axis in range(values.ndim):
         if not 1 < values.shape[axis] <= _LONGEST_AXIS:
             continue
         places = [
-            list(islice(shelf.hashed(one, cast), _MOST_HITS))
-            for one in along(values, axis)
+            list(islice(some, _MOST_HITS)) for some in shelf.slices(content, axis, cast)
         ]
-        shared = {n for n, _ in places[0]} if places and all(places) else set()
+        shared = {n for n, _ in places[0]} if places else set()
         for number in sorted(shared):
             parts = [
                 next((p for n, p in some if n == number), WHOLE) for some in places

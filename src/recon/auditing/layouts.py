@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from recon.auditing.content import along
+from recon.auditing.content import Content
 
 # Axes that may be written as one: the width of all heads, and the rows of a batch.
 _MERGES = {("H", "d"), ("B", "T"), ("B", "H"), ("T", "B")}
@@ -153,10 +153,11 @@ def _shuffled(slim: Tensor, names: tuple[str, ...], target: Tensor) -> Layout | 
 
 
 def _reorderings(turned: Tensor, target: Tensor) -> Iterator[tuple[int, list[int]]]:
+    one, other = Content(turned), Content(target)
     for axis in range(turned.ndim):
-        here, there = along(turned, axis), along(target, axis)
+        here, there = one.along(axis).tolist(), other.along(axis).tolist()
         if here != there and sorted(here) == sorted(there):
-            yield axis, [here.index(one) for one in there]
+            yield axis, [here.index(found) for found in there]
 
 
 def _in_words(order: list[int]) -> str:

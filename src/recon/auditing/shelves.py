@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from recon.auditing.content import Index, Part, digest
+from recon.auditing.content import Content, Index, Int64, Part, Sums
 from recon.auditing.quantities import Quantity
 
 Cast: TypeAlias = torch.dtype | None
@@ -25,30 +27,44 @@ class Shelf:
     def __init__(self, quantities: Iterable[Quantity]) -> None:
         self.quantities = list(quantities)
         self._wholes: dict[Cast, dict[int, list[int]]] = {}
+        self._sums: dict[Cast, list[Sums]] = {}
         self._indexes: dict[Cast, Index] = {}
 
-    def whole(self, values: Tensor, cast: Cast) -> list[int]:
+    def whole(self, content: Content, cast: Cast) -> list[int]:
         """Return the numbers of the quantities that have the content of a tensor."""
-        return self._by_digest(cast).get(digest(values), [])
+        return self._by_digest(cast).get(content.digest, [])
 
-    def pieces(self, values: Tensor, cast: Cast) -> Iterator[tuple[int, Part]]:
+    def pieces(self, content: Content, cast: Cast) -> Iterator[tuple[int, Part]]:
         """Yield number and piece of all that has the content of a tensor."""
-        return self.hashed(digest(values), cast)
+        return chain(*self._hashed(np.array([content.digest]), cast))
 
-    def hashed(self, wanted: int, cast: Cast) -> Iterator[tuple[int, Part]]:
-        """Yield number and piece of all that has a hash, whole quantities first."""
+    def slices(
+        self, content: Content, axis: int, cast: Cast
+    ) -> list[Iterator[tuple[int, Part]]]:
+        """Give for each slice of a tensor number and piece of all that has its content.
+
+        Whole quantities come first; an empty list if there is a slice that nothing has.
+        """
+        return self._hashed(content.along(axis), cast)
+
+    def _hashed(self, wanted: Int64, cast: Cast) -> list[Iterator[tuple[int, Part]]]:
         if cast not in self._indexes:
             self._indexes[cast] = self._indexed(cast)
-        for first, part in self._indexes[cast].find(wanted):
+        return [self._all(one) for one in self._indexes[cast].find(wanted)]
+
+    def _all(self, found: Iterator[tuple[int, Part]]) -> Iterator[tuple[int, Part]]:
+        """Yield for the quantities that were indexed those that equal them, too."""
+        for first, part in found:
             for number in self._equal[first]:
                 yield number, part
 
     def _by_digest(self, cast: Cast) -> dict[int, list[int]]:
         if cast not in self._wholes:
+            sums = [Sums(_as(one.tensor, cast)) for one in self.quantities]
             found: dict[int, list[int]] = {}
-            for number, one in enumerate(self.quantities):
-                found.setdefault(digest(_as(one.tensor, cast)), []).append(number)
-            self._wholes[cast] = found
+            for number, one in enumerate(sums):
+                found.setdefault(one.digest, []).append(number)
+            self._sums[cast], self._wholes[cast] = sums, found
         return self._wholes[cast]
 
     @cached_property
@@ -65,8 +81,10 @@ class Shelf:
 
     def _indexed(self, cast: Cast) -> Index:
         index = Index()
+        self._by_digest(cast)
+        sums = self._sums.pop(cast)
         for number in self._equal:
-            index.add(number, _as(self.quantities[number].tensor, cast))
+            index.add(number, sums[number])
         return index
 
 
