@@ -120,6 +120,17 @@ def test_a_snapshot_tells_new_tensors_and_hooks_from_old_ones(model):
     assert old.sum() == 5
 
 
+def test_what_one_thing_holds_under_many_keys_is_one_leak(model):
+    before = snapshot(model=model)
+    model.transformer.shelf = [{"kept": torch.ones(3)} for _ in range(4)]
+    model.transformer.other = [{"kept": torch.ones(3)}]
+    many, one = before.left()
+    assert "4 tensors, 48 bytes, held by model.transformer.shelf[" in str(many)
+    assert "1 tensor, 12 bytes, held by model.transformer.other[0]" in str(one)
+    del model.transformer.shelf, model.transformer.other
+    assert before.left() == ()
+
+
 def test_a_snapshot_of_the_whole_process_names_models_by_their_class(model):
     before = snapshot()
     model.transformer.kept = torch.ones(7)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -340,8 +341,8 @@ def _grouped(stayed: Sequence[_Held]) -> Iterator[Leak]:
 
 
 def _without_keys(part: str) -> str:
-    """Return what stands before the last key or index."""
-    return part.rpartition("[")[0] or part
+    """Return a part of a path with every key and index left out."""
+    return re.sub(r"\[.*?\]", "[]", part)
 
 
 def _hooks(models: Mapping[str, nn.Module]) -> list[tuple[str, Found]]:
