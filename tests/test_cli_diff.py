@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -11,6 +12,7 @@ import recon
 from recon import cli, models
 from recon.cli.diff import Spec
 from recon.report import json as report_json
+from recon.report.difference import _bars
 
 ROOT = Path(__file__).parents[1]
 TINY = "random:tiny"
@@ -131,12 +133,23 @@ def test_other_seeds_are_other_models_and_end_with_1(run):
     )
 
 
+def test_a_bar_is_no_longer_than_its_figure_is_larger():
+    def bars(*sizes):
+        apart = [SimpleNamespace(relative=size) for size in sizes]
+        return [length for _, length in _bars(apart)]
+
+    assert bars(0.0, 1e-4, 1e-3, 1e-2) == [0, 1, 15, 30]
+    assert bars(2.2e-3, 2.3e-3) == [29, 30]
+    assert bars(1.0, 1.0) == [30, 30]
+    assert bars(0.0, float("inf")) == [0, 0]
+
+
 def test_a_wrong_run_is_named_with_its_site_and_ends_with_1(run, second_is_wrong):
     code, out, err = run(EAGER, SDPA)
     assert (code, err) == (1, "")
     said = " ".join(out.split())
     assert f"DIVERGED: {SDPA} is wrong at h.1.mlp.pre" in said
-    assert "identities fail, first h.1.mlp.pre: " in said
+    assert "1 identity fails, first h.1.mlp.pre: " in said
 
 
 def test_a_text_and_ids_of_a_file_are_run(run, tmp_path):

@@ -56,7 +56,13 @@ def _certified(report: Report | None) -> str:
     if not report.failures:
         return f"{how}; all {len(report.checks)} identities certify"
     first = report.failures[0]
-    return f"{how}; {len(report.failures)} identities fail, first {first.describe()}"
+    return f"{how}; {failing(report)}, first {first.describe()}"
+
+
+def failing(report: Report) -> str:
+    """Say how many of a run's identities fail."""
+    count = len(report.failures)
+    return "1 identity fails" if count == 1 else f"{count} identities fail"
 
 
 def _first(apart: Apart) -> Text:
@@ -69,7 +75,7 @@ def _first(apart: Apart) -> Text:
 def _growth(found: Difference, console: Console) -> Table:
     """Show the difference of the stream by depth, as figures and as bars.
 
-    A bar grows with the logarithm; its scale is that of the table.
+    A bar grows with the logarithm, by all of its length for a power of ten at least.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in (("stream", "left"), ("largest", "right"), ("relative", "right")):
@@ -97,10 +103,11 @@ def _mark(console: Console) -> str:
 def _bars(growth: tuple[Apart, ...]) -> Iterator[tuple[Apart, int]]:
     sizes = [a.relative for a in growth if a.relative > 0 and math.isfinite(a.relative)]
     low, high = (min(sizes), max(sizes)) if sizes else (1.0, 1.0)
-    span = math.log(high / low) or 1.0
+    # What is nearly the same must not look far apart.
+    span = max(math.log10(high / low), 1.0)
     for apart in growth:
         if not (apart.relative > 0 and math.isfinite(apart.relative)):
             yield apart, 0
             continue
-        share = math.log(apart.relative / low) / span if high > low else 1.0
+        share = 1 - math.log10(high / apart.relative) / span
         yield apart, 1 + round(share * (_BAR - 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from recon.report.difference import failing
 from recon.report.foreign import visible
 from recon.report.html.blocks import by_block
 from recon.report.html.chart import chart
@@ -39,6 +40,7 @@ def difference_html(found: Difference, *, again: str = "") -> str:
         words=visible(found.conclusion()),
         facts=list(_facts(found)),
         again=again,
+        findings=sum(len(r.failures) for _, r in _reports(found) if r is not None),
     )
     growth = [(_entry(apart), apart.relative) for apart in found.growth]
     up = "relative difference"
@@ -140,8 +142,7 @@ def _facts(found: Difference) -> Iterator[tuple[str, str]]:
         if report is None:
             yield letter, f"{visible(name)}: not certified, it comes without its model"
             continue
-        count = len(report.failures)
-        held = f"{count} identities fail" if count else "all identities certify"
+        held = failing(report) if report.failures else "all identities certify"
         env = report.environment
         yield letter, f"{visible(name)}: {arithmetic(env)}; {held}"
         yield "", installed(env)
