@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import recon
 from recon import cli
+from recon.compare import Check
 from recon.report.html import (
     audit_html,
     baseline_html,
@@ -94,7 +95,12 @@ def test_the_first_words_are_the_verdict():
         body = text[text.index("<body>") :]
         words = [word.strip() for word in Page(body).text if word.strip()]
         assert words[:2] == ["✗", verdict]
+    # A fault is seen on the map at once; what is said of it is one click away.
+    for text in pages():
+        assert text.index('id="map"') < text.index('id="what"')
+        assert '<a href="#what">' in text
     good = verified(replace(made_up.verification(2), checks=()))
+    assert '<a href="#what">' not in good
     assert "no check was made" in good
 
 
@@ -195,7 +201,9 @@ def test_a_page_needs_no_network():
     for text in pages():
         page = Page(text)
         assert not page.all("link")
-        assert not [a for _, a in page.tags if "src" in a or "href" in a]
+        assert not [a for _, a in page.tags if "src" in a]
+        links = [a["href"] for _, a in page.tags if "href" in a]
+        assert all(link.startswith("#") for link in links)
         assert "url(" not in text
         assert "@import" not in text
         assert "http" not in text
@@ -283,13 +291,28 @@ def test_larger_values_are_drawn_higher_and_zero_lies_on_the_floor():
     assert "1e-06" in {tick.label for tick in drawn.y_ticks}
 
 
-def test_nothing_above_zero_is_no_chart():
-    assert chart("t", [("a", 0.0), ("b", float("nan"))], across="x", up="y") is None
+def test_nothing_but_zeros_is_no_chart():
+    assert chart("t", [("a", 0.0), ("b", 0.0)], across="x", up="y") is None
 
 
-def test_an_infinite_value_is_drawn_at_the_top():
-    drawn = chart("t", [("a", 1.0), ("b", float("inf"))], across="x", up="y")
-    assert drawn.points[1].y == min(tick.at for tick in drawn.y_ticks)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("other", [0.0, 1.0])
+def test_what_is_not_finite_is_drawn_above_all_else(value, other):
+    drawn = chart("t", [("a", other), ("b", value)], across="x", up="y")
+    a, b = drawn.points
+    assert b.y < a.y
+    assert b.label == "b: not finite"
+    assert b.y == min(tick.at for tick in drawn.y_ticks if tick.label == "∞")
+    assert drawn.unmeasured
+    assert not chart("t", [("a", 0.5), ("b", 1.0)], across="x", up="y").unmeasured
+
+
+def test_a_check_that_could_not_measure_its_error_is_not_drawn_as_none():
+    report = made_up.verification(3)
+    broken = Check("h.1.ln_2", "ln_2", "replay", "diverged", reason="not finite: 2")
+    page = Page(verified(replace(report, checks=(*report.checks, broken))))
+    assert "h.1: not finite" in "".join(page.text)
+    assert "h.1: 1e-06" in "".join(Page(verified(report)).text)
 
 
 # -- the command line ------------------------------------------------------------

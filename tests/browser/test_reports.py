@@ -101,7 +101,7 @@ def test_a_click_on_a_cell_opens_what_was_found_there_and_escape_closes_it(opene
 def test_the_map_is_one_stop_of_the_tab_key_and_arrows_move_in_it(opened):
     tab = opened(verified((1, "ln_1")))
     assert tab.locator("button.cell[tabindex='0']").count() == 1
-    tab.focus("input[data-filters=findings]")
+    tab.focus("header a")
     tab.keyboard.press("Tab")
     label = "document.activeElement.getAttribute('aria-label')"
     assert tab.evaluate(label).startswith("embed")
@@ -116,6 +116,21 @@ def test_the_map_is_one_stop_of_the_tab_key_and_arrows_move_in_it(opened):
     tab.keyboard.press("Escape")
     tab.keyboard.press("Tab")
     assert not tab.evaluate("document.activeElement.matches('button.cell')")
+
+
+def test_the_verdict_leads_to_the_findings(opened):
+    tab = opened(verified((2, "z"), depth=48))
+    seen = """() => document.querySelector('#findings').getBoundingClientRect().top
+        < innerHeight"""
+    assert not tab.evaluate(seen)
+    tab.click("header a")
+    assert tab.evaluate(seen)
+
+
+def test_rows_are_low_where_there_are_many(opened):
+    row = "document.querySelector('.map tbody tr').getBoundingClientRect().height"
+    few, many = (opened(verified(depth=n)).evaluate(row) for n in (4, 48))
+    assert many < 20 < few
 
 
 def test_hovering_says_the_numbers(opened):

@@ -35,6 +35,7 @@ def audit_html(report: AuditReport, *, again: str = "") -> str:
         words=words,
         facts=circumstances(report),
         again=again,
+        findings=len(report.findings),
     )
     counting = {id(finding) for finding in report.counting}
     return page(

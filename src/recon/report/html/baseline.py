@@ -41,6 +41,7 @@ def baseline_html(report: BaselineReport, *, again: str = "") -> str:
         words=visible(report.conclusion()),
         facts=circumstances(report),
         again=again,
+        findings=len(report.findings),
     )
     moved = {one.site: one for one in report.moved}
     sites = {**report.then.sites, **report.now.sites}

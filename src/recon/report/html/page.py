@@ -15,6 +15,8 @@ from recon.report.html.grid import MARKS
 
 # Of a long list at most so many are shown at once; the filter looks through all.
 MOST_SHOWN = 200
+# A map of more blocks has low rows without figures, so that a screen shows most of it.
+DENSE = 16
 Rows: TypeAlias = Sequence[tuple[str, str]]
 
 
@@ -23,7 +25,8 @@ class Head:
     """What every page says first: the verdict in words, and what it is about.
 
     ``good`` decides the colour, ``facts`` are names and values, ``again`` is the
-    command that made the report, or empty.
+    command that made the report, or empty; ``findings`` counts what the page lists
+    under the map.
     """
 
     title: str
@@ -32,6 +35,7 @@ class Head:
     words: str
     facts: Rows
     again: str = ""
+    findings: int = 0
 
 
 @cache
@@ -43,7 +47,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"marks": MARKS, "most": MOST_SHOWN}
+    made.globals |= {"marks": MARKS, "most": MOST_SHOWN, "dense": DENSE}
     made.filters["dicts"] = lambda details: [asdict(detail) for detail in details]
     return made
 

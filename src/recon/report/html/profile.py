@@ -34,6 +34,7 @@ def profile_html(profile: Profile, *, model: str, source: str, again: str = "") 
         words=words,
         facts=[(name, visible(value)) for name, value in said],
         again=again,
+        findings=len(profile.findings),
     )
     sites = profile.memory.sites
     return page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,13 @@ def verification_html(
             (name, visible(said)) for name, said in circumstances(report, model, source)
         ],
         again=again,
+        findings=len(report.failures),
     )
     return page(
         "verification",
         head,
         map=_map(report),
+        bounded=any(check.bound_ratio for check in report.checks),
         chart=_growth(report),
         findings=[(check.describe(), law(check.identity)) for check in report.failures],
         facts=[(name, visible(said)) for name, said in facts(report)],
@@ -125,8 +128,14 @@ def _growth(report: Report) -> Chart | None:
     """Draw the largest error of each block: each check's own, none is carried on."""
     blocks = place(report.checks, report.depth).blocks
     values = [
-        (f"h.{number}", max((c.max_abs or 0.0 for c in checks), default=0.0))
+        (f"h.{number}", max(map(_error, checks), default=0.0))
         for number, checks in enumerate(blocks)
     ]
     title = "Largest absolute error of any check, by block"
     return chart(title, values, across="block", up="largest error")
+
+
+def _error(check: Check) -> float:
+    """Return a check's largest error: infinite where it diverged beyond measure."""
+    unmeasured = math.inf if check.verdict == "diverged" else 0.0
+    return unmeasured if check.max_abs is None else check.max_abs
