@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,16 @@ KINDS = (
 def sums_of(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which products are summed."""
     return torch.float32 if dtype in HALVES else dtype
+
+
+@contextmanager
+def flushing(on: bool) -> Iterator[None]:
+    """Take subnormal operands and results for zero meanwhile, if ``on``."""
+    torch.set_flush_denormal(on)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 # -- inputs --------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 Each law has a twin in the same test: a fault of a few times the stated sharpness, at
 one element, is always caught. Where a search found a bound too tight, the input that
-showed it stays as an ``@example``.
+showed it stays as an ``@example``. With an odd seed, hardware takes subnormals for
+zero.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +30,7 @@ from property_tests.adversarial import (
     TEXTBOOK,
     Call,
     Matrix,
+    flushing,
     masks,
     matrices,
 )
@@ -53,8 +57,14 @@ BLANK = Check(str(SITE), "law", "certify", "unverified")
 LAW = Identity("law", SITE, Add())
 
 
-def judged(bounded: Bounded, found: Tensor) -> Check:
-    return judge([((), bounded)], found, LAW, [], BLANK)
+def judged(bounded: Bounded, found: Tensor, law: Identity = LAW) -> Check:
+    return judge([((), bounded)], found, law, [], BLANK)
+
+
+def flushed(run: Callable[..., Tensor], seed: int, *inputs: Any) -> Tensor:
+    """Run as hardware may: with an odd seed, subnormals are taken for zero."""
+    with flushing(seed % 2 == 1):
+        return run(*inputs)
 
 
 def sound_and_sharp(bounded: Bounded, found: Tensor, label: str, seed: int) -> None:
@@ -102,19 +112,47 @@ def _damaged(bounded: Bounded, found: Tensor, sharp: float, seed: int) -> Tensor
 def test_sums_and_products_of_elements(dtype, x, y, z, seed):
     a, b, c = (m.tensor(3, 17, dtype) for m in (x, y, z))
     arithmetic = Arithmetic(dtype)
-    one, two, three = (arithmetic.exact(t) for t in (a, b, c))
-    name = str(dtype)
-    sound_and_sharp(one + two, a + b, f"add {name}", seed)
-    sound_and_sharp(one + two + three, a + b + c, f"add three {name}", seed)
-    sound_and_sharp(one * two, a * b, f"times {name}", seed)
-    sound_and_sharp((one - two) * three, (a - b) * c, f"minus, times {name}", seed)
-    sound_and_sharp(one * 1.702, a * 1.702, f"times a constant {name}", seed)
-    sound_and_sharp(one.power(2), a.square(), f"square {name}", seed)
-    sound_and_sharp(one.power(3), a.pow(3.0), f"cube {name}", seed)
-    sound_and_sharp(one.power(3), a * a * a, f"cube by products {name}", seed)
-    sound_and_sharp(one.monotone(torch.tanh), a.tanh(), f"tanh {name}", seed)
-    composed = (one + two).monotone(torch.sigmoid)
-    sound_and_sharp(composed, (a + b).sigmoid(), f"sigmoid of a sum {name}", seed)
+    one, two, three = (arithmetic.operand(t) for t in (a, b, c))
+    ways: dict[str, tuple[Bounded, Callable[[], Tensor]]] = {
+        "add": (one + two, lambda: a + b),
+        "add three": (one + two + three, lambda: a + b + c),
+        "times": (one * two, lambda: a * b),
+        "minus, times": ((one - two) * three, lambda: (a - b) * c),
+        "times a constant": (one * 1.702, lambda: a * 1.702),
+        "square": (one.power(2), lambda: a.square()),
+        "cube": (one.power(3), lambda: a.pow(3.0)),
+        "cube by products": (one.power(3), lambda: a * a * a),
+        "tanh": (one.monotone(torch.tanh), lambda: a.tanh()),
+        "sigmoid of a sum": (
+            (one + two).monotone(torch.sigmoid),
+            lambda: (a + b).sigmoid(),
+        ),
+    }
+    for way, (bounded, run) in ways.items():
+        sound_and_sharp(bounded, flushed(run, seed), f"{way} {dtype}", seed)
+
+
+# 2026-11: x/(1-p) of a subnormal float16 loses 2^-25, which is more than u |x|; a run
+# of the bundled model in train mode was 51 bounds off.
+@example(Matrix("subnormal"), 0.1, 0)
+@each_dtype
+@given(
+    x=matrices(),
+    p=st.sampled_from([0.1, 0.5, 0.9, 1 / 3, 0.999, 1e-3, 1e-9]),
+    seed=st.integers(0, 99),
+)
+def test_dropouts(dtype, x, p, seed):
+    before = x.tensor(40, 50, dtype)
+    torch.manual_seed(seed)
+    found = flushed(torch.nn.functional.dropout, seed, before, p)
+    assume(found.isfinite().all())
+    law = replace(LAW, dropout=p)
+    exact = Arithmetic(dtype).exact(before)
+    check = judged(exact, found, law)
+    assert check.passed, f"dropout {dtype}: {check}"
+    if float(before.abs().amin()) > 1e-3:
+        wrong = torch.where(found != 0, found * 1.1, found)
+        assert p > 0.99 or not judged(exact, wrong, law).passed
 
 
 # -- matrix products -----------------------------------------------------------
@@ -135,7 +173,7 @@ def test_matrix_products(dtype, x, w, b, width, seed):
     bias = b.tensor(1, 9, dtype)[0]
     bounded = product(left, right, bias, Arithmetic(dtype))
     for way, run in PRODUCTS.items():
-        found = run(left, right, bias)
+        found = flushed(run, seed, left, right, bias)
         sound_and_sharp(bounded, found, f"product {dtype}, {way}", seed)
 
 
@@ -158,13 +196,17 @@ def test_matrix_products_of_random_numbers_within_the_probabilistic_form(
 
 # 2026-11: squares of 1e20 overflow float32, and every kernel gives zeros or no number.
 @example(Matrix("normal", 0, 1e20), Matrix(), Matrix(), 24, 1e-5, 0)
+# 2026-11: squares of 1e-22 are subnormal float32, which shows where eps is as small.
+@example(Matrix("normal", 0, 1e-22), Matrix(), Matrix(), 24, 0.0, 0)
+# 2026-11: a row of subnormals may be taken for zeros, and is multiplied by 316.
+@example(Matrix("subnormal"), Matrix(), Matrix("zeros"), 24, 1e-5, 1)
 @each_dtype
 @given(
-    x=matrices(scales=(1.0, 300.0, 1e-3, 1e-6)),
+    x=matrices(scales=(1.0, 300.0, 1e-3, 1e-6, 1e-21)),
     g=matrices(),
     b=matrices(),
     width=st.sampled_from([1, 2, 3, 8, 24, 67]),
-    eps=st.sampled_from([1e-5, 1e-12, 1e-2]),
+    eps=st.sampled_from([1e-5, 1e-12, 1e-2, 1e-30, 0.0]),
     seed=st.integers(0, 99),
 )
 def test_layer_norms(dtype, x, g, b, width, eps, seed):
@@ -172,7 +214,7 @@ def test_layer_norms(dtype, x, g, b, width, eps, seed):
     gain, bias = (m.tensor(1, width, dtype)[0] for m in (g, b))
     bounded = layer_norm(rows, gain, bias, eps, Arithmetic(dtype))
     for way, run in NORMS.items():
-        found = run(rows, gain, bias, eps)
+        found = flushed(run, seed, rows, gain, bias, eps)
         sound_and_sharp(bounded, found, f"layer norm {dtype}, {way}", seed)
 
 
@@ -190,7 +232,7 @@ def test_textbook_variance_where_the_mean_does_not_dominate(dtype, x, width, see
     assume(rows.numel() > 0)
     ones = torch.ones(width, dtype=dtype)
     bounded = layer_norm(rows, ones, ones * 0, 1e-5, Arithmetic(dtype))
-    found = TEXTBOOK(rows, ones, ones * 0, 1e-5)
+    found = flushed(TEXTBOOK, seed, rows, ones, ones * 0, 1e-5)
     sound_and_sharp(bounded, found, f"textbook variance {dtype}", seed)
 
 
@@ -229,7 +271,7 @@ class Attended:
         )
 
 
-looks = matrices(scales=(1.0, 30.0, 3.0, 0.02))
+looks = matrices(scales=(1.0, 30.0, 3.0, 0.02, 1e36))
 attended = st.builds(
     Attended,
     q=looks,
@@ -245,19 +287,23 @@ attended = st.builds(
 
 
 def weights(call: Call, stored: Arithmetic):
-    left, right = call.q.double() * call.scale, call.k.double().transpose(-1, -2)
     bias = None if call.bias is None else call.bias.double()
-    return attention_weights(
-        left @ right,
-        left.abs() @ right.abs(),
-        call.allowed.expand(call.q.shape[0], -1, -1),
-        bias,
-        call.q.shape[-1],
-        stored,
-        call.scale,
+    allowed = call.allowed.expand(call.q.shape[0], -1, -1)
+    return attention_weights(call.q, call.k, call.scale, allowed, bias, stored)
+
+
+# 2026-11: AVX512's bfloat16 products take subnormal keys for zero, which large queries
+# show.
+@example(
+    about=Attended(
+        q=Matrix("normal", 0, 1e36),
+        k=Matrix("subnormal"),
+        v=Matrix(),
+        queries=4,
+        keys=40,
+        width=64,
     )
-
-
+)
 @each_dtype
 @given(about=attended)
 def test_patterns(dtype, about):
@@ -267,7 +313,8 @@ def test_patterns(dtype, about):
         stored = arithmetic if way.startswith("eager") else arithmetic.inside
         soft = weights(call, stored)
         bounded = Bounded(soft.weights, soft.error, arithmetic).rounded()
-        sound_and_sharp(bounded, run(call), f"pattern {dtype}, {way}", about.seed)
+        found = flushed(run, about.seed, call)
+        sound_and_sharp(bounded, found, f"pattern {dtype}, {way}", about.seed)
 
 
 # 2026-11: in float16 a weight below 2^-14 loses up to 2^-25 on its way to v, which is
@@ -287,7 +334,8 @@ def test_fused_attention(dtype, about):
     arithmetic = Arithmetic(dtype)
     bounded = mixed(weights(call, arithmetic.inside), call.v, arithmetic)
     for way, run in FUSED.items():
-        sound_and_sharp(bounded, run(call), f"fused {dtype}, {way}", about.seed)
+        found = flushed(run, about.seed, call)
+        sound_and_sharp(bounded, found, f"fused {dtype}, {way}", about.seed)
 
 
 # -- activations ---------------------------------------------------------------
@@ -310,11 +358,13 @@ COMPOSED = {
 def inputs(x: Matrix, dtype: torch.dtype) -> Tensor:
     """Random numbers, and those where some activation turns, saturates or cancels."""
     turns = [0.0, -0.0, 1e-3, -1e-3, 3.0, -3.0, 6.0, -5.9, 8.5, -8.5, 20.2, -20.2]
-    turns += [50.0, -50.0, 88.8, -88.8, 104.0, -104.0, 300.0, -300.0]
+    turns += [50.0, -50.0, -86.6, -87.0, 88.8, -88.8, 104.0, -104.0, 300.0, -300.0]
     row = x.tensor(1, 40, dtype)
     return torch.cat([row, torch.tensor([turns], dtype=dtype)], 1)
 
 
+# 2026-11: xielu jumps at 0, for which a subnormal may be taken.
+@example(Matrix("subnormal"), 1)
 @each_dtype
 @given(x=matrices(scales=(1.0, 3.0, 8.0, 1e-3)), seed=st.integers(0, 99))
 def test_activations(dtype, x, seed):
@@ -322,7 +372,8 @@ def test_activations(dtype, x, seed):
     for name, module in MODULES[dtype].items():
         bounded = activation(module, row, Arithmetic(dtype))
         with torch.no_grad():
-            sound_and_sharp(bounded, module(row), f"{name} {dtype}", seed)
+            found = flushed(module, seed, row)
+        sound_and_sharp(bounded, found, f"{name} {dtype}", seed)
 
 
 @each_dtype
@@ -333,7 +384,7 @@ def test_activations_written_otherwise(dtype, x, seed):
     wide = row.to(Arithmetic(dtype).accumulator)
     for name, run in COMPOSED.items():
         bounded = activation(MODULES[dtype][name], row, Arithmetic(dtype))
-        found = run(wide).to(dtype)
+        found = flushed(run, seed, wide).to(dtype)
         sound_and_sharp(bounded, found, f"{name}, otherwise {dtype}", seed)
 
 

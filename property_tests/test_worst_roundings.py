@@ -171,17 +171,9 @@ def test_online_attention(dtype, x, keys, width):
     q = x.tensor(1, width, dtype)
     k, v = (Matrix("normal", x.seed + i).tensor(keys, width, dtype) for i in (1, 2))
     scale, arithmetic = width**-0.5, Arithmetic(dtype)
-    left, right, values = (t.double() for t in (q * 1, k, v))
-    left = left * scale
-    soft = attention_weights(
-        left @ right.T,
-        left.abs() @ right.abs().T,
-        torch.ones(1, keys, dtype=torch.bool),
-        None,
-        width,
-        arithmetic.inside,
-        scale,
-    )
+    right, values = k.double(), v.double()
+    everyone = torch.ones(1, keys, dtype=torch.bool)
+    soft = attention_weights(q, k, scale, everyone, None, arithmetic.inside)
 
     def run(fl: Roundings) -> Tensor:
         raw = in_order(fl, fl(q.double()[0] * right))

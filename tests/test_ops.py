@@ -297,8 +297,10 @@ def test_the_backends_are_put_back_after_an_error():
 def test_setting_the_backends_sets_each():
     before = sdp_backends()
     try:
-        set_sdp_backends((False, True, True, False))
-        assert sdp_backends() == (False, True, True, False)
+        set_sdp_backends((False, True, True, False, True))
+        assert sdp_backends() == (False, True, True, False, True)
+        set_sdp_backends((True, True, False, True))  # as older traces hold them
+        assert sdp_backends() == (True, True, False, True, True)
     finally:
         set_sdp_backends(before)
 

@@ -154,7 +154,7 @@ def test_what_is_not_a_number_has_no_bound():
 @pytest.mark.parametrize(
     ("dtype", "lost"),
     [
-        (torch.float64, 2.0**-1022),
+        (torch.float64, 2.0**-1021),
         (torch.float32, 2.0**-126),
         (torch.bfloat16, 2.0**-126),
         (torch.float16, 2.0**-24),
@@ -165,6 +165,19 @@ def test_near_zero_a_whole_subnormal_may_be_lost(dtype, lost):
     assert float(x.error) == lost
     tiny = torch.finfo(dtype).smallest_normal
     assert lost >= min(tiny, 2.0**-24)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_subnormal_operand_may_be_taken_for_zero(dtype):
+    largest = torch.finfo(dtype).smallest_normal * (1 - torch.finfo(dtype).eps)
+    x = torch.tensor([largest], dtype=dtype)
+    assert 0 < float(x.double()) <= float(Arithmetic(dtype).operand(x).error)
+    assert not Arithmetic(dtype).exact(x).error.any()
+
+
+def test_a_subnormal_operand_of_float16_is_widened_first():
+    x = torch.tensor([2.0**-24], dtype=torch.float16)
+    assert not Arithmetic(torch.float16).operand(x).error.any()
 
 
 # -- operators -----------------------------------------------------------------
@@ -371,7 +384,8 @@ def test_a_variance_over_n_less_one_is_not_covered():
 
 def weights_of(scores, allowed=None, bias=None, arithmetic=FLOAT32):
     allowed = torch.ones_like(scores, dtype=torch.bool) if allowed is None else allowed
-    return attention_weights(scores, scores.abs(), allowed, bias, 4, arithmetic)
+    unit = torch.eye(scores.shape[-1])
+    return attention_weights(scores, unit, 1.0, allowed, bias, arithmetic)
 
 
 def test_equal_scores_share_evenly():

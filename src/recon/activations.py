@@ -38,8 +38,8 @@ def activation(module: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Bounded:
     """
     rule = _RULES[type(module).__name__]
     if rule.composed or _composed_by_option(module):
-        return rule.formula(arithmetic.exact(x), module)
-    return rule.formula(arithmetic.inside.exact(x), module).to(arithmetic)
+        return rule.formula(arithmetic.operand(x), module)
+    return rule.formula(arithmetic.inside.operand(x), module).to(arithmetic)
 
 
 def _composed_by_option(module: nn.Module) -> bool:
@@ -148,9 +148,12 @@ def _xielu(x: Bounded, module: Any) -> Bounded:
     low = x.monotone(lambda t: torch.minimum(t, eps), units=0.0)
     below = (low.monotone(torch.expm1) - x) * constant(down) + x * constant(beta)
     value = torch.where(x.value > 0, above.value, below.value)
-    return Bounded(
-        value, torch.where(x.value > 0, above.error, below.error), x.arithmetic
-    )
+    error = torch.where(x.value > 0, above.error, below.error)
+    # The branches do not meet at 0, for which a subnormal may be taken.
+    jump = (above.value - below.value).abs() + below.error
+    unsure = (x.value > 0) & (x.value <= x.error)
+    error = torch.where(unsure, torch.maximum(error, jump), error)
+    return Bounded(value, error, x.arithmetic)
 
 
 def _monotone(function: Callable[[Tensor], Tensor]) -> Formula:

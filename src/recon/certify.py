@@ -133,6 +133,15 @@ def unknown(identity: Identity, environment: Environment) -> str:
             "half-precision products may be summed in half precision here "
             "(torch.backends.cuda.matmul.allow_*_reduced_precision_reduction)"
         )
+    half = (environment.autocast or environment.dtype) in (
+        torch.bfloat16,
+        torch.float16,
+    )
+    if isinstance(op, Fused) and half and op.attention.reduced:
+        return (
+            "half-precision scores may be kept in half precision here "
+            "(torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp)"
+        )
     if isinstance(op, Fused) and op.attention.dropout and not op.attention.rng:
         return "dropout inside a fused kernel, whose random state was not recorded"
     return ""
@@ -199,9 +208,9 @@ def _add(
 ) -> Iterator[Piece]:
     inputs = list(torch.broadcast_tensors(*inputs))
     for place in _places(inputs[0].shape):
-        total = arithmetic.exact(inputs[0][place])
+        total = arithmetic.operand(inputs[0][place])
         for term in inputs[1:]:
-            total = total + arithmetic.exact(term[place])
+            total = total + arithmetic.operand(term[place])
         yield place, total
 
 
@@ -317,18 +326,16 @@ def _soft(
     stored = arithmetic.inside if call.kernel != "eager" else arithmetic
     step = max(1, _AT_ONCE // (heads * keys))
     for one in range(batch):
-        left, right = q[one].double() * scale, k[one].double().transpose(-1, -2)
+        right = k[one].double()
         for start in range(0, queries, step):
             rows = slice(start, min(start + step, queries))
-            some = left[:, rows]
             soft = attention_weights(
-                some @ right,
-                some.abs() @ right.abs(),
+                q[one, :, rows],
+                right,
+                scale,
                 allowed[one, :, rows],
                 None if bias is None else bias[one, :, rows],
-                width,
                 stored,
-                scale,
             )
             place = (slice(one, one + 1), slice(None), rows)
             yield place, Softmax(soft.weights[None], soft.error[None], soft.sums)

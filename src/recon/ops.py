@@ -8,7 +8,7 @@ again and hide the very edit that we look for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has it
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.backends import cuda
 
 Heads: TypeAlias = Float[Tensor, "batch heads seq head_width"]
 Keys: TypeAlias = Float[Tensor, "batch heads keys head_width"]
@@ -185,6 +186,12 @@ class Attention:
     past: int = 0
     rng: tuple[Tensor, ...] = ()
     backends: tuple[bool, ...] = ()
+
+    @property
+    def reduced(self) -> bool:
+        """Whether a fused kernel may keep half-precision scores in half precision."""
+        on = self.backends
+        return len(on) > _REDUCED and on[_MATH] and on[_REDUCED]
 
     def scores(self, q: Heads, k: Keys) -> Scores:
         """Return scaled and masked scores (B H T S), in the dtype of the softmax."""
@@ -422,19 +429,31 @@ def product_rounding(dtype: torch.dtype, device: torch.device) -> float:
     return _OPERANDS[next((c for c in chosen if c != "none"), "none")]
 
 
-_BACKENDS = ("flash", "mem_efficient", "math", "cudnn")
-_ENABLED = [getattr(torch.backends.cuda, f"{name}_sdp_enabled") for name in _BACKENDS]
+# Fused attention's backends: flash, efficient, math, cudnn. The last switch lets math
+# keep half-precision scores and sums in half precision.
+_SWITCHES: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+    (
+        cuda.fp16_bf16_reduction_math_sdp_allowed,
+        cuda.allow_fp16_bf16_reduction_math_sdp,
+    ),
+)
+_READ = [read for read, _ in _SWITCHES]
+_MATH, _REDUCED = 2, 4
 
 
 def sdp_backends() -> tuple[bool, ...]:
-    """Return which fused-attention backends may run: flash, efficient, math, cudnn."""
-    return tuple([enabled() for enabled in _ENABLED])
+    """Return which fused-attention backends may run, and whether in half precision."""
+    return tuple([read() for read in _READ])
 
 
 def set_sdp_backends(enabled: tuple[bool, ...]) -> None:
-    """Put back what ``sdp_backends`` returned."""
-    for name, on in zip(_BACKENDS, enabled, strict=True):
-        getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
+    """Put back what ``sdp_backends`` returned; older traces lack the last switch."""
+    for (_, switch), on in zip(_SWITCHES, enabled, strict=False):
+        switch(on)
 
 
 def kept(x: Tensor, p: float) -> Tensor:

@@ -30,19 +30,26 @@ UNIT: dict[torch.dtype, float] = {
     torch.bfloat16: 2.0**-8,
 }
 # What a result may lose near zero. Half precision rounds to its smallest subnormal;
-# elsewhere hardware may flush subnormals (AVX512's bfloat16 products do), so the
-# smallest normal number.
+# elsewhere hardware may take subnormals for zero (AVX512's bfloat16 products do), so
+# the smallest normal number.
 _LOST: dict[torch.dtype, float] = {
-    torch.float64: 2.0**-1022,
+    torch.float64: 2.0**-1021,  # what the reference loses, too
     torch.float32: 2.0**-126,
     torch.float16: 2.0**-24,
     torch.bfloat16: 2.0**-126,
 }
+# An operand may be taken for zero as well, but for float16, which is widened first.
+_IGNORED = {**_LOST, torch.float16: 0.0}
 
 
 def lost(dtype: torch.dtype) -> float:
     """Return what a result may lose near zero."""
     return _LOST[dtype]
+
+
+def ignored(dtype: torch.dtype) -> float:
+    """Return what an operand may lose near zero."""
+    return _IGNORED[dtype]
 
 
 # The reference is computed in float64 itself: its own error goes into every bound.
@@ -112,8 +119,15 @@ class Arithmetic:
 
     def exact(self, tensor: Tensor) -> Bounded:
         """Take a tensor as it is: no error yet."""
+        return self._taken(tensor, 0.0)
+
+    def operand(self, tensor: Tensor) -> Bounded:
+        """Take a tensor as hardware reads it: a subnormal may be taken for zero."""
+        return self._taken(tensor, ignored(tensor.dtype))
+
+    def _taken(self, tensor: Tensor, error: float) -> Bounded:
         value = tensor.double()
-        return Bounded(value, value.new_zeros(()).expand_as(value), self)
+        return Bounded(value, value.new_full((), error).expand_as(value), self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,13 +150,17 @@ class Bounded:
         return self._stored(self.value, self.error.clone(), units)
 
     def _stored(self, value: Tensor, error: Tensor, units: float = 1.0) -> Bounded:
-        """Return a value that was rounded; ``error``, that before, is used up."""
+        """Return a value that was rounded; ``error``, that before, is used up.
+
+        All but the last of several roundings are a kernel's, in the accumulator.
+        """
         store, u = self.arithmetic.store, self.arithmetic.u
+        near = _LOST[store] + max(0.0, units - 1) * _LOST[self.arithmetic.accumulator]
         limit = torch.finfo(store).max
         largest = value.abs().add_(error)
         # What is not a number, here or before, has no bound either.
         over = None if float(largest.amax()) < limit else ~(largest < limit)
-        error.add_(largest, alpha=units * u).add_(_LOST[store])
+        error.add_(largest, alpha=units * u).add_(near)
         if over is not None:
             error.masked_fill_(over, math.inf)
         return Bounded(value, error, self.arithmetic)
@@ -273,42 +291,33 @@ def layer_norm(
 ) -> Bounded:
     """Return the LayerNorm of rows x (rows, n), two-pass or Welford.
 
-    The variance strays by gamma (2 s r + s^2) + (gamma r)^2, with s the deviation and r
-    the root mean square: Welford's is the larger of the two (compare Chan, Golub &
-    LeVeque, *The American Statistician* 37, 1983, table 1). Where the squares may
-    overflow, the error is infinite.
+    Where the squares may overflow, the error is infinite.
     """
     inner = arithmetic.inside
-    a, n = inner.a, x.shape[-1]
+    a, s, n = inner.a, _LOST[inner.store], x.shape[-1]
     exact = x.double()
     mean = exact.mean(-1, keepdim=True)
     centred = exact - mean
     variance = centred.square().mean(-1, keepdim=True)
     far = exact.abs()
-    size = far.mean(-1, keepdim=True)
     root = exact.square().mean(-1, keepdim=True).sqrt()
     # A running mean rounds each of its steps as well: docs/numerics.md.
     gamma = inner.gamma(n + 6 + 3 * math.ceil(math.log(n)))
-    off_variance = gamma * (2 * variance.sqrt() * root + variance)
-    off_variance = off_variance + (gamma * root).square()
-
-    def scale(v: Tensor) -> Tensor:
-        return (v.clamp(min=0) + eps).rsqrt()
-
-    rstd = scale(variance)
-    off_rstd = (
-        torch.maximum(
-            scale(variance - off_variance) - rstd, rstd - scale(variance + off_variance)
-        )
-        + (ELEMENTARY + 1) * a * rstd
-    )
+    # Each of its steps, and what is subtracted from it, may be lost near zero.
+    near = 4 * (n + 1) * s
+    off_mean = gamma * far.mean(-1, keepdim=True) + near
+    off_variance = _off_variance(variance, gamma, gamma * root, near)
+    rstd, off_rstd = _rsqrt(variance, off_variance, eps, inner)
     # Kernels may compute x * rstd - mean * rstd, which cancels: two roundings each.
-    off_centred = far.mul_(2 * a).add_(gamma * size + 2 * a * mean.abs())
+    off_mean += 2 * a * mean.abs() + 3 * s / rstd
+    off_centred = far.mul_(2 * a).add_(off_mean)
     gain = weight.double()
     value = (centred * rstd).mul_(gain)
     off = off_centred.mul_(rstd + off_rstd).addcmul_(centred.abs_(), off_rstd)
     error = off.mul_(gain.abs())
     error.mul_(1 + 2 * a).add_(value.abs(), alpha=2 * a)
+    # A gain, times rstd or not, may be lost: at most sqrt(n) and |x| times it.
+    error.add_(s * (3 + math.sqrt(n) * (1 + 2 * root)))
     if bias is not None:
         value.add_(bias.double())
         # Kernels may fold the mean into the bias: one more rounding of it.
@@ -317,6 +326,30 @@ def layer_norm(
     if bool((overflows | ~value.sum(-1, keepdim=True).isfinite()).any()):
         error = error.masked_fill(overflows | ~value.isfinite(), math.inf)
     return stored(value, error, arithmetic)
+
+
+def _off_variance(variance: Tensor, gamma: float, off: Tensor, near: float) -> Tensor:
+    """Bound the error of a variance q: gamma q of the sum, 2 sqrt(q) e + e^2.
+
+    Here e is ``off``, gamma times the root mean square, and what may be lost near zero.
+    Welford's is the larger of the two (compare Chan, Golub & LeVeque, *The American
+    Statistician* 37, 1983, table 1).
+    """
+    off = off + near
+    return gamma * variance + off * (2 * variance.sqrt() + off) + near
+
+
+def _rsqrt(
+    variance: Tensor, off: Tensor, eps: float, arithmetic: Arithmetic
+) -> tuple[Tensor, Tensor]:
+    """Return 1/sqrt(q + eps), which is monotone, and its bound."""
+
+    def scale(v: Tensor) -> Tensor:
+        return (v.clamp(min=0) + eps).rsqrt()
+
+    rstd = scale(variance)
+    far = torch.maximum(scale(variance - off) - rstd, rstd - scale(variance + off))
+    return rstd, far + (ELEMENTARY + 1) * arithmetic.a * rstd
 
 
 # -- attention -----------------------------------------------------------------
@@ -336,27 +369,26 @@ class Softmax:
 
 
 def attention_weights(
-    scores: Tensor,
-    size: Tensor,
+    q: Float[Tensor, "*lead queries width"],
+    k: Float[Tensor, "*lead keys width"],
+    scale: float,
     allowed: Tensor,
     bias: Tensor | None,
-    width: int,
     stored: Arithmetic,
-    scale: float = 1.0,
 ) -> Softmax:
-    """Return softmax(scores + bias) over the allowed keys, plain or online.
+    """Return softmax(scale q k^T + bias) over the allowed keys, plain or online.
 
-    ``scores`` are exact and times ``scale``, ``size`` is |q||k| scaled alike, ``width``
-    the length of the products, ``stored`` the arithmetic in which scores are kept
-    between the product and the exponential. Where one score may overflow before it is
-    scaled, its whole row has no bound: exp makes a 0 of minus infinity.
+    ``stored`` is the arithmetic in which scores are kept between the product and the
+    exponential. Where one score may overflow before it is scaled, its whole row has no
+    bound: exp makes a 0 of minus infinity.
     """
     inner = stored.inside
     a, u = inner.a, stored.u
+    scores, size, near = _scores(q, k, scale, stored)
     # Kept in the accumulator, q or k may be scaled first, which rounds every product.
     # What is subtracted and scaled below is off already: 4 a of its error more.
     steps = (4 * a, 0.0 if u > a else 4 * a)
-    off = size * compounded(inner.relative(width), *steps)
+    off = size * compounded(inner.relative(q.shape[-1]), *steps)
     if u > a:
         rounded = compounded(u, u, u, u, 4 * a)
         off = off.add_(scores.abs().add_(off), alpha=rounded)
@@ -371,7 +403,8 @@ def attention_weights(
     shifted = scores - top
     # Subtracting the maximum, and base-2 exponentials that scale by log2(e) first.
     far = scores.abs_().add_(top.abs()).sub_(shifted)
-    off = off.add_(far, alpha=2 * a).add_(ELEMENTARY * a).masked_fill_(hidden, 0.0)
+    off = off.add_(far, alpha=2 * a).add_(ELEMENTARY * a + near)
+    off = off.masked_fill_(hidden, 0.0)
     p = shifted.softmax(-1).nan_to_num_(nan=0.0)
     keys = scores.shape[-1]
     # A rescaling is an exponential and a product.
@@ -387,6 +420,22 @@ def attention_weights(
     error = error.clamp_(min=0.0).add_(_LOST[inner.store])
     lost = (over & ~hidden).any(-1, keepdim=True) if bool(over.any()) else over
     return Softmax(p, error.masked_fill_(lost, math.inf), sums)
+
+
+def _scores(
+    q: Tensor, k: Tensor, scale: float, stored: Arithmetic
+) -> tuple[Tensor, Tensor, float]:
+    """Return scaled scores, |q||k| scaled alike, and what any loses near zero at most.
+
+    Operands, before and after one is scaled, products and sums are lost in the
+    accumulator; a score when it is stored, scaled twice, divided and masked.
+    """
+    left, right = q.double(), k.double().transpose(-1, -2)
+    far, wide = left.abs(), right.abs()
+    scores, size = (left * scale) @ right, (far * abs(scale)) @ wide
+    sums = float(far.sum(-1).amax()) + float(wide.sum(-2).amax())
+    lost = 2 * (sums + q.shape[-1]) * max(1.0, abs(scale)) * _LOST[stored.accumulator]
+    return scores, size, lost + 5 * _LOST[stored.store]
 
 
 def _overflowing(

@@ -18,7 +18,7 @@ from torch import Tensor
 from recon.compare import Check, Verdict, compare, most_ulps, odd_share
 from recon.facts import Identity
 from recon.ops import Fused, Mix, Pattern
-from recon.rounding import Bounded
+from recon.rounding import Bounded, ignored, lost
 
 Place: TypeAlias = tuple[slice, ...]
 Piece: TypeAlias = tuple[Place, Bounded]
@@ -65,12 +65,15 @@ class _Tally:
     ) -> tuple[Tensor, Tensor]:
         """Count what dropout kept, and scale the prediction of it."""
         value, kept = bounded.value, found != 0
-        self.alive += int((value != 0).sum())
-        self.survived += int(((value != 0) & kept).sum())
-        scale = 1.0 / (1.0 - p) if p < 1 else 0.0
+        scale, near = 1.0 / (1.0 - p) if p < 1 else 0.0, lost(found.dtype)
+        # What may be lost near zero says nothing about dropout.
+        alive = value.abs() > near
+        self.alive += int(alive.sum())
+        self.survived += int((alive & kept).sum())
         value = (value * scale).masked_fill_(~kept, 0.0)
-        # Scaling rounds the factor and the product.
-        return value, bounded.error * scale + 2 * bounded.arithmetic.u * value.abs()
+        # Scaling rounds the factor and the product, of an operand that may be lost.
+        off = bounded.error * scale + 2 * bounded.arithmetic.u * value.abs()
+        return value, off.add_(near + scale * ignored(found.dtype))
 
     def _rate(self, place: Place, gap: Tensor, error: Tensor) -> None:
         """Keep the piece with the largest error over its bound."""
