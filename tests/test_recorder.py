@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import recon
+from recon.checks import Levels, trace_checks
 from recon.ops import split_heads
 from recon.trace import held_bytes
 
@@ -265,6 +266,17 @@ def test_hooks_that_someone_else_cleared_meanwhile_do_no_harm(model, ids):
             module._forward_hooks.clear()
     assert recorder.trace.complete
     assert not any(held for _, _, held in hooks_of(model))
+
+
+def test_a_loop_that_writes_its_next_token_in_place_leaves_the_captures_right(model):
+    prompt = torch.tensor([[3, 1, 4, 1, 5]])
+    positions = torch.arange(5)[None]
+    with recon.capture(model) as recorder, torch.no_grad():
+        model(prompt, position_ids=positions)
+    prompt[:, -1] = 9
+    positions += 1
+    checks = trace_checks(recorder.trace, None, Levels(("ledger", "replay")))
+    assert all(check.passed for check in checks)
 
 
 def test_a_recorder_cannot_be_entered_twice(model, ids):

@@ -96,6 +96,18 @@ def test_a_parameter_that_was_taken_away_is_put_back(model):
     assert torch.equal(model.transformer.ln_f.weight, before)
 
 
+def test_a_module_that_is_put_elsewhere_takes_its_hooks_along(model):
+    mlp = model.transformer.h[0].mlp
+    mlp.act.register_forward_hook(lambda *_: None)
+    before = State.of(model)
+    mlp.act = nn.Sequential(mlp.act)
+    moved = {change.rule for change in changes(before, State.of(model))}
+    assert moved == {"forward-replaced"}
+    mlp.act[0].register_forward_hook(lambda *_: None)
+    added = {change.rule for change in changes(before, State.of(model))}
+    assert added == {"forward-replaced", "hooks-left"}
+
+
 def test_a_function_is_known_by_its_type_as_inspect_knows_it():
     owners = (torch, torch.nn.functional, torch.Tensor, torch.nn.Module, str)
     values = [value for owner in owners for value in vars(owner).values()]

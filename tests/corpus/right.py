@@ -1299,3 +1299,29 @@ def at_given_positions(model, input_ids, position_ids):
     with torch.no_grad():
         out = model(input_ids, position_ids=position_ids, output_hidden_states=True)
     return {"h.0.resid_post": out.hidden_states[1]}
+
+
+@right("what attention adds, taken before a dropout that older libraries lack")
+def attention_out_of_its_last_map(model, input_ids):
+    store = {}
+
+    def keep(i, module, args, output):
+        store[f"blocks.{i}.hook_attn_out"] = output.detach()
+
+    with ExitStack() as stack:
+        for i, block in enumerate(model.transformer.h):
+            hook = block.attn.c_proj.register_forward_hook(partial(keep, i))
+            stack.callback(hook.remove)
+        model(input_ids)
+    return store
+
+
+@right("probabilities of the next token after each block")
+def probabilities_of_a_lens(model, input_ids):
+    with torch.no_grad():
+        out = model(input_ids, output_hidden_states=True)
+        body = model.transformer
+        return {
+            f"probs_{i}": model.lm_head(body.ln_f(state)).softmax(-1)
+            for i, state in enumerate(out.hidden_states[1:-1])
+        }

@@ -2470,3 +2470,34 @@ def positions_ignored(model, input_ids, position_ids):
         out = model(input_ids, output_hidden_states=True)
     layers = range(len(model.transformer.h) - 1)
     return {f"h.{i}.resid_post": out.hidden_states[i + 1] for i in layers}
+
+
+@wrong(row="new", rules={"RC105"}, sites="h.*.attn.pattern")
+def probabilities_over_the_queries(model, input_ids):
+    """Under the loose name probs_3, a softmax over the wrong axis."""
+
+    def pattern(q, k):
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        future = torch.ones(scores.shape[-2:]).triu(1).bool()
+        return scores.masked_fill(future, float("-inf")).softmax(-2)
+
+    return patterns(model, input_ids, pattern, "probs_{}")
+
+
+@wrong(row="new", rules={"RC108"}, sites="h.*.resid_post")
+def mean_of_mixed_rows(model, input_ids):
+    """Rows and tokens are read as tokens and rows before the mean."""
+    found = outputs(model, input_ids, "layer_{}_mean_over_tokens")
+    return {
+        name: tensor.reshape(tensor.shape[1], tensor.shape[0], -1).mean(0)
+        for name, tensor in found.items()
+    }
+
+
+@wrong(row="new", rules={"RC218"})
+def next_prompt_in_place(model, input_ids):
+    """The next prompt is written into the tensor that the caller gave."""
+    with torch.no_grad():
+        logits = model(input_ids).logits
+    input_ids[:, -1] = logits[:, -1].argmax(-1)
+    return {"logits": logits}

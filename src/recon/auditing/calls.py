@@ -77,6 +77,7 @@ class _Run:
     error: str
     traceback: str
     ended: bool
+    edited: tuple[Change, ...]
 
     @property
     def made(self) -> set[int]:
@@ -84,6 +85,24 @@ class _Run:
         return self.registered.keys - {
             one.key for one in self.after.found if one.by_transformers
         }
+
+
+class _Handed:
+    """The tensors that a function is given, and copies of them."""
+
+    def __init__(self, given: Mapping[str, Tensor]) -> None:
+        self._given = given
+        self._copies = {name: tensor.clone() for name, tensor in given.items()}
+
+    def changes(self) -> Iterator[Change]:
+        """Yield what the function edited in place."""
+        for name, was in self._copies.items():
+            now = self._given[name]
+            if not torch.equal(was, now):
+                alike = was.shape == now.shape
+                count = int((was != now).sum()) if alike else was.numel()
+                words = f"{count} of {was.numel()} values are others"
+                yield Change("inputs-changed", name, words)
 
 
 def _broken(model: nn.Module) -> str:
@@ -138,7 +157,8 @@ class Caller:
             seen.append(run.after)
             same = _complete(aliases)
             aliases.clear()
-            found = [*changes(run.before, run.after), *self._keeper.unpickled()]
+            found = [*changes(run.before, run.after), *run.edited]
+            found += self._keeper.unpickled()
         versions = {
             name: tensor._version
             for name, tensor in run.returned.tensors.items()
@@ -171,6 +191,7 @@ class Caller:
         more = wanted(self._function, ids) | inputs
         more = {name: given for name, given in more.items() if name in self._takes}
         torch.set_grad_enabled(situation.grad)
+        handed = _Handed({"input_ids": ids, **more})
         before, caught = State.of(self._model, self._keeper.state.weights), True
         with registrations() as registered:
             try:
@@ -186,7 +207,10 @@ class Caller:
                 if not _interrupted(raised):
                     error, told = _words(raised), _told(raised)
         after = self._keeper.look()
-        return _Run(returned, before, after, registered, caught, error, told, ended)
+        edited = tuple(handed.changes())
+        return _Run(
+            returned, before, after, registered, caught, error, told, ended, edited
+        )
 
     @property
     def seconds(self) -> float:

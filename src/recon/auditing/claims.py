@@ -53,7 +53,8 @@ class Claim:
     ``family`` is the name without its number; ``strict`` names have one meaning,
     ``soft`` ones hold words that recon does not know: they may mean something else.
     ``token`` is ``last`` or ``first`` for a loose name that promises that token,
-    ``reduced`` the kind of mean, sum or maximum that it promises.
+    ``reduced`` the kind of mean, sum or maximum that it promises. What is ``shaped``
+    is promised of a tensor with the shape of the site only, and nothing of others.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Claim:
     soft: bool = False
     token: str = ""
     reduced: str = ""
+    shaped: bool = False
 
 
 class Reader:
@@ -104,8 +106,15 @@ class Reader:
         words = words_of(name)
         soft = not _KNOWN.issuperset(w for w in words if not w.isdigit())
         read = tuple(dict.fromkeys(readings))
-        token, reduced = _token(words), _reduction(words)
-        return Claim(name, read, family, soft=soft, token=token, reduced=reduced)
+        return Claim(
+            name,
+            read,
+            family,
+            soft=soft,
+            token=_token(words),
+            reduced=_reduction(words),
+            shaped=_of_anything(frozenset(words)),
+        )
 
     def exists(self, place: Site) -> bool:
         """Whether the model has a block of this number."""
@@ -165,7 +174,9 @@ class Reader:
         if "lens" in bare:
             yield from self._lens(numbers)
             return
-        if bare & _OF_ANYTHING and not bare & _ATTENTION:
+        if _of_anything(bare):
+            if numbers and bare & _WEIGHTS:
+                yield from self._numbered(name, numbers[0], bare, ("attn.pattern",))
             return
         parts = _parts(bare)
         if bare & _FINAL and not numbers and "resid_post" in parts:
@@ -307,11 +318,17 @@ _ANY = frozenset({"act", "acts", "activation", "activations"})
 _WEAK = frozenset({"layer", "layers", "block", "blocks", "h", "l", "head", "heads"})
 _HEADS = ("attn.z", "attn.pattern", "attn.q", "attn.k", "attn.v", "attn.scores")
 # There are probabilities and weights of attention, and of much else.
-_OF_ANYTHING = frozenset({"prob", "probs", "weights", "preds", "predictions"})
+_WEIGHTS = frozenset({"prob", "probs", "weights"})
+_OF_ANYTHING = _WEIGHTS | {"preds", "predictions"}
 _ATTENTION = frozenset({"attn", "attention", "attentions", "attns", "sa", "mha"})
 _MLP = frozenset({"mlp", "ffn", "ff", "feedforward", "mlps"})
 _IN = frozenset({"in", "input", "inp", "inputs", "pre", "before"})
 _OUT = frozenset({"out", "output", "outputs", "post", "after"})
+
+
+def _of_anything(words: frozenset[str]) -> bool:
+    return bool(words & _OF_ANYTHING) and not words & _ATTENTION
+
 
 # All words whose meaning is known; a name that holds others may mean anything.
 _KNOWN = (
@@ -338,7 +355,8 @@ _KNOWN = (
             "representations", "cache", "captured", "capture", "store", "stored",
             "tensor", "tensors", "data", "result", "results", "number", "num", "no",
             "idx", "index", "w", "o", "up", "down", "fcone", "fctwo", "linearone",
-            "lineartwo", "intermediate", "lens",
+            "lineartwo", "intermediate", "lens", "prob", "over", "across", "along",
+            "of", "the", "per", "all", "each", "at", "in", "from", "for",
         )
     )
 )  # fmt: skip

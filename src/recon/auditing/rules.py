@@ -285,6 +285,13 @@ RULES = (
         "The result stays the same, but gradients stop on their way back.",
         "Return None from hooks: the output itself, not a detached copy, goes on.",
     ),
+    Rule(
+        "RC218",
+        "inputs-changed",
+        "error",
+        "The tensors that the function was given hold other values than before.",
+        "Clone what you edit: input_ids = input_ids.clone().",
+    ),
     # -- RC3: how are the captures stored? ---------------------------------------
     Rule(
         "RC301",

@@ -159,6 +159,11 @@ _FORMS: Mapping[str, tuple[str, ...]] = {
     ),
     "resid_pre each head": ("", "centered", "each head", "centered, each head"),
 }
+# Names that are older than the bridge: HookedTransformer had no dropout to be after.
+_UNDROPPED: Mapping[str, tuple[str, ...]] = {
+    "hook_attn_out": ("attn.out",),
+    "hook_mlp_out": ("mlp.out",),
+}
 _NUMBER = re.compile(r"(?<=^blocks\.)\d+(?=\.)")
 
 
@@ -173,7 +178,9 @@ def _lens(name: str) -> tuple[Promise, ...] | None:
         return ((Site("resid_post", LAST), _FORMS["resid_post"]),)
     part, _, form = meaning.partition(" ")
     forms = _FORMS.get(meaning, (form,))
-    return ((Site(part, int(numbers[0]) if numbers else None), forms),)
+    layer = int(numbers[0]) if numbers else None
+    parts = (part, *_UNDROPPED.get(name.rpartition(".")[2], ()))
+    return tuple((Site(one, layer), forms) for one in parts)
 
 
 # The last block, of however many.

@@ -100,7 +100,7 @@ def _taps(parts: Parts) -> Iterator[Tap]:
         (Site("wte"), "output"),
         again=twice,
         spared=lambda start: start.embeddings is not None,
-        note=_first_argument,
+        note=_ids,
         required=False,
     )
     yield tap("wpe", body.wpe, (Site("wpe"), "output"), note=looked)
@@ -209,6 +209,14 @@ def _first_argument(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Tensor | None:
     return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _ids(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Tensor | None:
+    """Copy the tokens: decoding loops write the next one into the same tensor."""
+    ids = _first_argument(module, args, kwargs, output)
+    return None if ids is None else ids.clone()
 
 
 def _rng_before(attention: Any) -> Callable[..., tuple[Tensor, ...] | None]:

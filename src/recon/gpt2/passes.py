@@ -145,10 +145,12 @@ def looked(
 ) -> Looked:
     """Note the call of the positions' embedding, deep inside the forward pass.
 
+    Positions are copied, as tokens are: loops count them up in place.
+
     The root's arguments come before a wrapper of its forward may turn autocast on.
     """
     ids = args[0] if args else next(iter(kwargs.values()))
-    return Looked(ids, _autocast(_kind(output)))
+    return Looked(ids.clone(), _autocast(_kind(output)))
 
 
 def _kind(tensor: Any) -> str:

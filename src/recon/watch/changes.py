@@ -30,7 +30,9 @@ class Change:
 
 def changes(before: State, after: State) -> Iterator[Change]:
     """Yield everything that is not as it was."""
-    yield from _hook_changes(tuple(_on_kept(before, after)), after.found)
+    yield from _hook_changes(
+        tuple(_on_kept(before, after)), tuple(_not_moved(before, after))
+    )
     yield from _module_changes(before, after)
     yield from _weight_changes(before.weights, after.weights)
     for key in sorted({*before.config, *after.config}):
@@ -77,6 +79,15 @@ def _on_kept(before: State, after: State) -> Iterator[Found]:
     for one in before.found:
         was, now = before.modules.get(one.module), after.modules.get(one.module)
         if was is now:
+            yield one
+
+
+def _not_moved(before: State, after: State) -> Iterator[Found]:
+    """Yield the hooks after, but for those that a module took along elsewhere."""
+    there = {(one.kind, one.key) for one in before.found if one.key}
+    for one in after.found:
+        was, now = before.modules.get(one.module), after.modules.get(one.module)
+        if was is now or (one.kind, one.key) not in there:
             yield one
 
 
