@@ -209,6 +209,16 @@ def test_what_is_drawn_is_the_data(trace):
     )
 
 
+def test_the_words_of_a_histogram_stand_above_its_bars(trace):
+    found = data.histogram(lambda: [trace], RESID[0])
+    figure = figures.draw_histogram(found)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    words = axes.get_legend().get_window_extent().y0
+    _, top = axes.transData.transform((found.mean, found.counts.max()))
+    assert words > top
+
+
 def test_marks_that_cannot_be_seen_are_spelt_out():
     assert figures.token_labels([" a", "\n", "\u4e2d", ""]) == (
         "\u00b7a",

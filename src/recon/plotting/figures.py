@@ -165,7 +165,8 @@ def draw_histogram(found: Histogram) -> Figure:
         label=f"mean {found.mean:.3g}, standard deviation {found.std:.3g}",
     )
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.7)
+    # The words have a stripe of their own, above the highest bar.
+    axes.set_ylim(bottom=0.7, top=4.0 * max(1, int(found.counts.max())))
     _label(axes, "activation", "values in a bin")
     left = f", {found.dropped:,} not finite left out" if found.dropped else ""
     _title(
