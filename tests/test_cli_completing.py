@@ -82,14 +82,29 @@ def test_completing_imports_neither_torch_nor_transformers():
         assert done.stdout
 
 
+# What bash's readline makes of a line, since ":" parts words for it; and the answer.
+PARTED = {
+    "random:": ("recon verify random :", ["tiny", "gpt2", "gpt2-large"]),
+    "random:t": ("recon verify random : t", ["tiny"]),
+    "after a colon": ("recon audit f.py : f --model random : ti", ["tiny"]),
+    "long after one": ("recon audit f.py : f --model bun", ["bundled"]),
+    "before one": ("recon audit f.py", []),
+}
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes_with_the_script_that_recon_gives_it(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("recon plot corr", ["correlations"]), *PARTED.values()],
+    ids=["no colon", *PARTED],
+)
+def test_bash_completes_with_the_script_that_recon_gives_it(tmp_path, words, offered):
     command = tmp_path / "recon"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m recon "$@"\n')
     command.chmod(0o755)
     program = (
         'eval "$(_RECON_COMPLETE=source_bash recon)"\n'
-        "COMP_WORDS=(recon plot corr)\nCOMP_CWORD=2\n"
+        f"COMP_WORDS=({words})\nCOMP_CWORD={len(words.split()) - 1}\n"
         "_recon_completion recon\n"
         'echo "${COMPREPLY[@]}"'
     )
@@ -100,7 +115,10 @@ def test_bash_completes_with_the_script_that_recon_gives_it(tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout == "correlations\n"
+    found = done.stdout.split()
+    assert set(offered) <= set(found)
+    assert (found == []) == (offered == [])
+    assert all(":" not in word for word in found)
 
 
 def test_every_model_that_a_name_may_be_misspelt_from_is_offered():

@@ -18,6 +18,7 @@ from recon.cli import (
     audit,
     baseline,
     capture,
+    completing,
     diff,
     ending,
     explain,
@@ -108,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     streams.ARGUMENTS.set(given)
 
     def command() -> Any:
-        return app(given, prog_name="recon", standalone_mode=False)
+        with completing.with_colons():
+            return app(given, prog_name="recon", standalone_mode=False)
 
     ours = arguments is None
     with ending.without_threads_of_others() if ours else nullcontext():

@@ -5,8 +5,11 @@ Enumerations, such as the kinds of plots, are completed by Typer itself.
 
 from __future__ import annotations
 
+import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from recon.sites import BLOCK, HEAD, STEM
@@ -61,3 +64,44 @@ def _named(rules: Sequence[Rule], incomplete: str) -> list[tuple[str, str]]:
     words = [(rule.code, rule.name) for rule in rules]
     words += [(rule.name, rule.code) for rule in rules]
     return [pair for pair in words if pair[0].lower().startswith(incomplete.lower())]
+
+
+# -- bash ----------------------------------------------------------------------------
+
+
+@contextmanager
+def with_colons() -> Iterator[None]:
+    """Complete a word with a colon in bash, which takes it apart: random : tiny.
+
+    Bash replaces only what stands behind the colon, and is told no more than that.
+    """
+    if os.environ.get("_RECON_COMPLETE") != "complete_bash":
+        yield
+        return
+    words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    whole, place = _joined(words, at)
+    typed = whole[place] if place < at else ""
+    os.environ |= {"COMP_WORDS": "\n".join(whole), "COMP_CWORD": str(place)}
+    offered = io.StringIO()
+    try:
+        with redirect_stdout(offered):
+            yield
+    finally:
+        stays = typed[: typed.rfind(":") + 1]
+        for line in offered.getvalue().splitlines():
+            print(line.removeprefix(stays))
+
+
+def _joined(words: Sequence[str], at: int) -> tuple[list[str], int]:
+    """Join words that only colons part, and return where the one at ``at`` is then."""
+    whole: list[str] = []
+    place, glued = at, False
+    for number, word in enumerate(words):
+        colons = word != "" and set(word) == {":"}
+        if whole and (colons or glued):
+            whole[-1] += word
+            place -= number <= at
+        else:
+            whole.append(word)
+        glued = colons
+    return whole, place
