@@ -131,6 +131,25 @@ def test_an_option_that_is_misspelt_is_guessed_in_every_command(path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["verify", "--model", "gpt2"], "here the model is named without it"),
+        (["audit", "f.py:f", "--model"], "requires an argument"),
+        (["verify", "random:tinny"], "did you mean random:tiny?"),
+        (["verify", "random:huge"], "gpt2-xl\n"),
+    ],
+)
+def test_a_model_that_is_named_wrongly_is_guessed(arguments, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("word", "guess"), [("wrong-sit", "did you mean wrong-site"), ("RC999", "RC999")]
 )
 def test_the_name_of_a_rule_that_is_misspelt_is_guessed_and_a_code_is_not(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -57,8 +58,10 @@ def random_config(size: str) -> GPT2Config:
     """Return the config of one of ``RANDOM_SIZES``; raises UsageError for another."""
     if size not in RANDOM_SIZES:
         known = ", ".join(RANDOM_SIZES)
+        near = get_close_matches(size, RANDOM_SIZES, n=1)
+        hint = f"; did you mean random:{near[0]}?" if near else ""
         raise UsageError(
-            f"random:{size} is unknown; expected random: and one of {known}"
+            f"random:{size} is unknown; expected random: and one of {known}{hint}"
         )
     options: dict[str, Any] = dict(RANDOM_SIZES[size])
     if size == "tiny":
