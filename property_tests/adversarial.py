@@ -360,6 +360,23 @@ def online(
     return run
 
 
+def split_keys(call: Call) -> Tensor:
+    """Each block of keys by itself, then weighed by its share, as in flash decoding."""
+    sums = sums_of(call.dtype)
+    scores, values = _wide_scores(call, "scores"), call.v.to(sums)
+    parts, shares = [], []
+    for some, v in zip(scores.split(32, -1), values.split(32, 1), strict=True):
+        top = some.amax(-1, keepdim=True).clamp(min=torch.finfo(sums).min)
+        weights = (some - top).exp()
+        total = weights.sum(-1, keepdim=True)
+        stored = weights.to(call.dtype).to(sums)
+        parts.append((stored @ v) / total.clamp(min=torch.finfo(sums).tiny))
+        shares.append(top + total.log())
+    share = torch.softmax(torch.cat(shares, -1), -1)
+    mixture = sum(part * share[..., at, None] for at, part in enumerate(parts))
+    return torch.as_tensor(mixture).to(call.dtype)
+
+
 def library(
     backend: SDPBackend | None, by_head: bool = False
 ) -> Callable[[Call], Tensor]:
@@ -403,6 +420,7 @@ FUSED: Mapping[str, Callable[[Call], Tensor]] = {
     "online, k first": online("k", block=48),
     "online, scores": online("scores", base_two=True),
     "online, both, base 2": online("both", base_two=True),
+    "keys split": split_keys,
     "one block, exact weights": online("q", block=4096, rounds=False),
 }
 

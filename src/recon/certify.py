@@ -43,6 +43,7 @@ from recon.rounding import (
     layer_norm,
     mixed,
     product,
+    summed,
 )
 from recon.tally import Piece, Place, idle_rows, judge
 from recon.trace import Trace
@@ -208,10 +209,7 @@ def _add(
 ) -> Iterator[Piece]:
     inputs = list(torch.broadcast_tensors(*inputs))
     for place in _places(inputs[0].shape):
-        total = arithmetic.operand(inputs[0][place])
-        for term in inputs[1:]:
-            total = total + arithmetic.operand(term[place])
-        yield place, total
+        yield place, summed([term[place] for term in inputs], arithmetic)
 
 
 def _linear(

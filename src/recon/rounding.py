@@ -10,7 +10,7 @@ Mary, *A New Approach to Probabilistic Rounding Error Analysis* (SISC 41, 2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -216,6 +216,16 @@ class Bounded:
 def stored(value: Tensor, error: Tensor, arithmetic: Arithmetic) -> Bounded:
     """Return a value that was stored once; ``error``, that before, is used up."""
     return Bounded(value, error, arithmetic)._stored(value, error)
+
+
+def summed(terms: Sequence[Tensor], arithmetic: Arithmetic) -> Bounded:
+    """Return the sum of two or three captured terms, in any order."""
+    read = [arithmetic.operand(term) for term in terms]
+    # Of three terms, which two come first is all that an order decides.
+    orders = range(3 if len(read) == 3 else 1)
+    ways = [sum(read[at + 1 :] + read[:at], read[at]) for at in orders]
+    errors = torch.stack([way.error for way in ways])
+    return replace(ways[0], error=errors.amax(0))
 
 
 # -- sums of products ----------------------------------------------------------
