@@ -135,6 +135,7 @@ def test_an_option_that_is_misspelt_is_guessed_in_every_command(path, capsys):
     [
         (["verify", "--model", "gpt2"], "here the model is named without it"),
         (["audit", "f.py:f", "--model"], "requires an argument"),
+        (["audit", "f.py:f", "--modell", "gpt2"], "No such option: --modell"),
         (["verify", "random:tinny"], "did you mean random:tiny?"),
         (["verify", "random:huge"], "gpt2-xl\n"),
     ],

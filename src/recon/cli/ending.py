@@ -89,7 +89,7 @@ def _words(error: Exception) -> str:
     if format_message is not None:
         # Typer passes on the words of pydantic.
         words = format_message().replace("Value error, ", "").rstrip(".")
-        if words.startswith("No such option: --model"):
+        if words.partition(" (")[0] == "No such option: --model":
             words = "No such option: --model; here the model is named without it"
         return f"{words}; see recon --help"
     if isinstance(error, ReconError):
