@@ -361,6 +361,40 @@ def test_info_knows_what_json_wrote(run, tmp_path, command, verdict):
     assert verdict is None or verdict in out
 
 
+def test_info_knows_every_report_and_a_baseline(run, tmp_path):
+    base = tmp_path / "base.json"
+    run("baseline", "record", base, "--model", "random:tiny")
+    kinds = {"--html": "HTML", "--junit": "JUnit XML", "--sarif": "SARIF"}
+    asked = [word for kind in kinds for word in (kind, tmp_path / kind[2:])]
+    run("baseline", "check", base, *asked)
+    for kind, words in kinds.items():
+        code, out, _ = run("info", tmp_path / kind[2:])
+        assert code == 0
+        assert out.startswith(f"{words} of recon")
+    assert "EQUAL" in run("info", tmp_path / "html")[1]
+    assert "JUnit XML of recon baseline check" in run("info", tmp_path / "junit")[1]
+    code, out, _ = run("info", base)
+    assert code == 0
+    assert out.startswith("a baseline")
+    assert "its content matches its digest" in out
+    run("baseline", "check", base, "--json", tmp_path / "check")
+    assert "JSON of recon baseline check" in run("info", tmp_path / "check")[1]
+
+
+def test_info_finds_a_report_cut_off_and_a_baseline_that_was_edited(run, tmp_path):
+    base, page = tmp_path / "base.json", tmp_path / "page.html"
+    run("baseline", "record", base, "--model", "random:tiny")
+    run("baseline", "check", base, "--html", page)
+    page.write_text(page.read_text("utf-8")[:-200], "utf-8")
+    code, _, error = run("info", page)
+    assert code == 2
+    assert "is no file of recon's" in error
+    base.write_text(base.read_text("utf-8").replace('"seed": 0', '"seed": 1'), "utf-8")
+    code, _, error = run("info", base)
+    assert code == 2
+    assert "does not match its digest" in error
+
+
 def test_info_knows_a_shard_and_a_leftover(run, captures):
     shard = captures.folder / captures.shards[1].file
     code, out, _ = run("info", shard)
@@ -379,6 +413,10 @@ def test_info_knows_a_shard_and_a_leftover(run, captures):
         ("a.txt", b"\x00", "is no file of recon's: neither safetensors nor JSON"),
         ("a.json", b"{}", "is JSON, but none that this recon writes"),
         ("a.json", b"[]", "is JSON, but none that this recon writes"),
+        ("a.sarif", b'{"runs": [{}]}', "is JSON, but none that this recon writes"),
+        ("a.xml", b"<testsuites name='pytest'/>", "is no file of recon's"),
+        ("a.html", b"<html><title>a</title></html>", "is no file of recon's"),
+        ("a.json", b"[" * 100_000, "is no file of recon's"),
         ("a.safetensors", b"abc", "is damaged or no safetensors file"),
     ],
 )

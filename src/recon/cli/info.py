@@ -21,8 +21,8 @@ def command(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A directory of captures, a shard of it, a saved run, or what --json "
-            "of a command wrote.",
+            help="A directory of captures, a shard of it, a saved run, a baseline, or "
+            "a report: what --json, --html, --junit or --sarif wrote.",
         ),
     ],
     quick: Annotated[

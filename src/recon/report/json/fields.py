@@ -18,8 +18,15 @@ if TYPE_CHECKING:
     from recon.results import Report
 
 Number = float | Literal["inf"]
+
+
+def _encodable(value: object) -> object:
+    # What is no text is for pydantic to refuse.
+    return encodable(value) if isinstance(value, str) else value
+
+
 # Words that are not recon's own.
-Foreign = Annotated[str, BeforeValidator(encodable)]
+Foreign = Annotated[str, BeforeValidator(_encodable)]
 
 
 class Inputs(Strict):

@@ -1,4 +1,4 @@
-"""What a file of recon's holds: captures, a saved run, or what a command wrote."""
+"""What a file of recon's holds: captures, a saved run, a baseline, or a report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from recon import saving
+from recon.describing import reports
 from recon.errors import UsageError
 from recon.report.json import DOCUMENTS
 from recon.storage import index, shards
@@ -151,14 +152,19 @@ def _run(path: Path, saved: saving.Saved) -> Description:
 
 
 def _document(path: Path) -> Description:
-    """Describe JSON by the schema that it satisfies."""
+    """Describe a page or XML by its head, and JSON by the schema that it satisfies."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        if known := reports.of_markup(text):
+            return Description(str(path), *known)
+        plain = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is no file of recon's: neither safetensors nor JSON; expected "
-            "captures, a saved run, or what --json wrote"
+            "captures, a saved run, a baseline, or a report"
         ) from error
+    if known := reports.of_json(plain, path):
+        return Description(str(path), *known)
     for command, schema in DOCUMENTS.items():
         try:
             schema.model_validate(plain)
@@ -184,7 +190,9 @@ def _plain_facts(
             short = all(isinstance(one, str) for one in value) and len(value) < 6
             yield key, value if short else len(value)
         elif isinstance(value, dict):
-            yield key, ", ".join(f"{name} {one}" for name, one in value.items())
+            short = not any(isinstance(one, dict | list) for one in value.values())
+            words = ", ".join(f"{name} {one}" for name, one in value.items())
+            yield key, words if short else len(value)
         elif value is None or isinstance(value, str | int | bool):
             yield key, value
         else:
