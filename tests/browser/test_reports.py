@@ -133,10 +133,13 @@ def test_rows_are_low_where_there_are_many(opened):
     assert many < 20 < few
 
 
-def test_hovering_says_the_numbers(opened):
-    tab = opened(verified((0, "qkv")))
+def test_hovering_says_the_numbers_where_they_are_seen(opened):
+    # Below a map of 48 blocks they would be off the screen.
+    tab = opened(verified((0, "qkv"), depth=48))
     tab.hover("button.diverged")
     assert "2.5e+05" in tab.inner_text("#says")
+    shown = "document.querySelector('#says').getBoundingClientRect()"
+    assert tab.evaluate(f"{shown}.bottom <= innerHeight && {shown}.top > 0")
 
 
 @pytest.mark.parametrize("width", [360, 800])

@@ -8,14 +8,16 @@ from recon.report.html.grid import Section
 
 def section(check: Check, title: str = "") -> Section:
     """Return what was found in a check, under its site, identity and level."""
+    # Under a bound the worst element need not be the one with the largest error.
+    anywhere = "" if check.bound_ratio is None else " anywhere"
     rows = [
         ("verdict", check.verdict),
         ("reason", check.reason),
-        ("largest error", figure(check.max_abs)),
-        ("in ulp", "" if check.max_ulp is None else f"{check.max_ulp:,}"),
+        ("error / bound", figure(check.bound_ratio)),
         ("worst element", "" if check.index is None else str(list(check.index))),
         ("allowed there", figure(check.allowed)),
-        ("error / bound", figure(check.bound_ratio)),
+        (f"largest error{anywhere}", figure(check.max_abs)),
+        ("in ulp", "" if check.max_ulp is None else f"{check.max_ulp:,}"),
         ("sharpness", figure(check.sharpness)),
         ("rows left out", str(check.excluded or "")),
     ]
