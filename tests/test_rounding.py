@@ -6,7 +6,9 @@ from fractions import Fraction
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
+from recon.activations import activation
 from recon.rounding import (
     LAMBDA,
     UNIT,
@@ -377,6 +379,19 @@ def test_a_variance_over_n_less_one_is_not_covered():
     made = norm_of(x)
     wrong = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
     assert float(((wrong - made.value).abs() / made.error).max()) > 100
+
+
+# -- activations ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("x", [41.0, -41.0, 300.0, -3000.0])
+def test_a_cube_that_overflows_float16_hides_nothing_of_its_gelu(name, x):
+    # 2026-11: the bound was as wide as x itself.
+    inputs = torch.tensor([x], dtype=torch.float16)
+    made = activation(ACT2FN[name], inputs, Arithmetic(torch.float16))
+    found = ACT2FN[name](inputs).double()
+    assert float((found - made.value).abs()) <= float(made.error) < 0.005 * abs(x)
 
 
 # -- attention -----------------------------------------------------------------

@@ -48,13 +48,20 @@ def _composed_by_option(module: nn.Module) -> bool:
     return getattr(act, "__name__", "").endswith("_python")
 
 
+# Beyond this tanh is 1 or -1 in float64 whatever the cube, which overflows float16 from
+# 40 on, to an infinity of the same sign.
+_SATURATED = 20.0
+
+
 def _tanh_gelu(x: Bounded, module: Any) -> Bounded:
-    inner = (x + x.power(3) * 0.044715) * math.sqrt(2.0 / math.pi)
+    near = x.clipped(-_SATURATED, _SATURATED)
+    inner = (near + near.power(3) * 0.044715) * math.sqrt(2.0 / math.pi)
     return x * 0.5 * (inner.monotone(torch.tanh) + 1.0)
 
 
 def _fast_gelu(x: Bounded, module: Any) -> Bounded:
-    inner = x * 0.7978845608 * (x * 0.044715 * x + 1.0)
+    near = x.clipped(-_SATURATED, _SATURATED)
+    inner = near * 0.7978845608 * (near * 0.044715 * near + 1.0)
     return x * 0.5 * (inner.monotone(torch.tanh) + 1.0)
 
 
