@@ -3,6 +3,8 @@
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.test_layers import LAYERS, MODULES, SOURCE
 from tools.layer_diagram import diagram, direct, imports
 
@@ -27,7 +29,16 @@ def test_every_module_is_a_box_that_names_what_it_imports():
 
 
 def test_the_picture_is_whole_xml():
-    assert ElementTree.fromstring(diagram(CHAIN, ["top", "middle", "low"])).tag == "svg"
+    (picture,) = ElementTree.fromstring(diagram(CHAIN, ["top", "middle", "low"]))
+    assert picture.tag == "svg"
+
+
+def test_markdown_leaves_the_picture_as_it_is():
+    markdown = pytest.importorskip("markdown", reason="make docs installs it")
+    picture = diagram({"__init__": frozenset()}, ["__init__"])
+    assert picture in markdown.markdown(f"# Layers\n\n{picture}\n\nMore.\n")
+    bare = picture.removeprefix("<div>").removesuffix("</div>")
+    assert bare not in markdown.markdown(bare)
 
 
 def test_an_import_that_a_chain_implies_has_no_line_of_its_own():

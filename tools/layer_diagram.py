@@ -47,7 +47,10 @@ def direct(used: Imports) -> Iterator[tuple[str, str]]:
 
 
 def diagram(used: Imports, layers: Sequence[str]) -> str:
-    """Return the picture as SVG; it takes the colours of the page around it."""
+    """Return the picture as SVG; it takes the colours of the page around it.
+
+    In a block of HTML Markdown leaves all alone; else it would make ``__init__`` bold.
+    """
     rows = [[name for name in row.split() if name in used] for row in layers]
     rows = [row for row in rows if row]
     width = max(map(len, rows)) * (WIDE + GAP) + GAP
@@ -60,11 +63,11 @@ def diagram(used: Imports, layers: Sequence[str]) -> str:
     lines = [_line(place[one], place[other]) for one, other in direct(used)]
     boxes = [_box(name, *at, sorted(used[name])) for name, at in place.items()]
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height}" role="img" '
+        f'<div><svg viewBox="0 0 {width:.0f} {height}" role="img" '
         'aria-label="Modules of recon in layers; imports lead down" '
         'style="width:100%;height:auto;font:12px sans-serif">'
         + "".join([*lines, *boxes])
-        + "</svg>"
+        + "</svg></div>"
     )
 
 
