@@ -25,14 +25,8 @@ from property_tests.adversarial import (
     flushing,
 )
 from recon.activations import activation
-from recon.rounding import (
-    Arithmetic,
-    Bounded,
-    attention_weights,
-    layer_norm,
-    mixed,
-    product,
-)
+from recon.rounding import Arithmetic, Bounded, layer_norm, product
+from recon.softmax import attention_weights, mixed
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 STARTS = ("near constant", "outlier", "subnormal", "normal")

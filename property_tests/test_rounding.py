@@ -38,17 +38,10 @@ from recon.activations import activation
 from recon.compare import Check
 from recon.facts import Identity
 from recon.ops import Add, Linear
-from recon.rounding import (
-    Arithmetic,
-    Bounded,
-    attention_weights,
-    layer_norm,
-    mixed,
-    product,
-    summed,
-)
+from recon.rounding import Arithmetic, Bounded, layer_norm, product, summed
 from recon.sites import Site
 from recon.sketch import Sketcher
+from recon.softmax import attention_weights, mixed
 from recon.tally import judge
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

@@ -20,16 +20,8 @@ from transformers.activations import ACT2FN
 
 from property_tests.adversarial import Matrix, matrices
 from recon.activations import activation
-from recon.rounding import (
-    ELEMENTARY,
-    UNIT,
-    Arithmetic,
-    Bounded,
-    attention_weights,
-    layer_norm,
-    mixed,
-    product,
-)
+from recon.rounding import ELEMENTARY, UNIT, Arithmetic, Bounded, layer_norm, product
+from recon.softmax import attention_weights, mixed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

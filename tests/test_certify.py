@@ -18,6 +18,7 @@ from recon.ops import Same, sdp_backends, set_sdp_backends
 from recon.replay import replay
 from recon.rounding import Arithmetic, Bounded
 from recon.sites import Site, site
+from recon.softmax import attention_weights
 from tests import versions
 from tests.planted import EVERYWHERE, FAULTS
 
@@ -514,6 +515,21 @@ def test_scores_that_may_overflow_are_unverified_though_softmax_hides_them(make_
     assert all(bool(p.error[..., 1, :2].isinf().all()) for _, p in pieces)
     fine = list(certifying._pattern(op, [q / 300, k], q, Arithmetic(torch.float16)))
     assert all(bool(p.error.isfinite().all()) for _, p in fine)
+
+
+def test_a_hidden_key_that_outweighs_an_added_mask_leaves_no_bound():
+    # 2026-11: 65,000 - 65,504 is more than -600, so that the hidden key takes all.
+    q = torch.tensor([[250.0, 1.0]], dtype=torch.float16)
+    k = torch.tensor([[-2.0, -100.0], [250.0, 2500.0]], dtype=torch.float16)
+    allowed = torch.tensor([[True, False]])
+    mask = torch.tensor([0.0, -65504.0], dtype=torch.float16)
+    assert (q @ k.T + mask).softmax(-1).tolist() == [[0.0, 1.0]]
+    half = Arithmetic(torch.float16)
+    shown = attention_weights(q, k, 1.0, allowed, None, half)
+    assert bool(shown.error.isposinf().all())
+    fine = attention_weights(q / 10, k, 1.0, allowed, None, half)
+    assert float(fine.error[0, 1]) < 1e-30
+    assert fine.weights.tolist() == [[1.0, 0.0]]
 
 
 def test_a_prediction_that_is_not_a_number_vouches_for_nothing():

@@ -25,7 +25,7 @@ LAYERS = (
     "gpt2  recorder  ledger  replay  certify  sketch  census",
     "tally",
     "compare",
-    "activations  projection",
+    "activations  projection  softmax",
     "rounding",
     "plan  trace  storage",
     "saving",

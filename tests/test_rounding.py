@@ -15,12 +15,11 @@ from recon.rounding import (
     Arithmetic,
     Bounded,
     _sizes_in,
-    attention_weights,
     compounded,
     layer_norm,
-    mixed,
     product,
 )
+from recon.softmax import attention_weights, mixed
 
 HALVES = [torch.bfloat16, torch.float16]
 ALL = [torch.float64, torch.float32, *HALVES]

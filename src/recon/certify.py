@@ -33,18 +33,8 @@ from recon.ops import (
     merge_heads,
     split_heads,
 )
-from recon.rounding import (
-    Arithmetic,
-    Bounded,
-    Form,
-    Rows,
-    Softmax,
-    attention_weights,
-    layer_norm,
-    mixed,
-    product,
-    summed,
-)
+from recon.rounding import Arithmetic, Bounded, Form, Rows, layer_norm, product, summed
+from recon.softmax import Softmax, attention_weights, mixed
 from recon.tally import Piece, Place, idle_rows, judge
 from recon.trace import Trace
 
