@@ -18,6 +18,7 @@ import recon
 from recon import Site
 from recon.auditing.passes import first_changed, rows_changed
 from recon.auditing.registering import registrations
+from recon.errors import UsageError
 from recon.verification import record as run
 from tests.versions import CACHE
 
@@ -179,6 +180,11 @@ def passing(module, args, output):
 def found(function, model):
     report = recon.audit(function, model, effort="quick")
     return {finding.rule.name: finding for finding in report.findings}
+
+
+def test_what_is_no_function_is_refused_and_not_run(model):
+    with pytest.raises(UsageError, match=r"'f\.py:f' is a str; expected a function"):
+        recon.audit("f.py:f", model)
 
 
 def test_a_function_that_exits_raises(model):

@@ -20,6 +20,7 @@ from recon.auditing.signatures import Function, accepted
 from recon.auditing.situations import Effort, Situation, situations
 from recon.auditing.vocabularies import Names
 from recon.deadline import require_seconds
+from recon.errors import UsageError
 from recon.verification import record
 
 Progress = Callable[[str, int, int], None]
@@ -57,6 +58,11 @@ def audit(
     begun = time.perf_counter()
     require_seconds(timeout)
     ignored = {rule(word).code for word in ignore}
+    if not callable(function):
+        raise UsageError(
+            f"{function!r} is a {type(function).__name__}; expected a function of a "
+            "model and input_ids (recon audit on the command line takes a file's name)"
+        )
     gpt2.plan(model)
     if inputs is not None:
         gpt2.require_inputs(model, inputs)
