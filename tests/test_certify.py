@@ -527,6 +527,9 @@ def test_a_hidden_key_that_outweighs_an_added_mask_leaves_no_bound():
     half = Arithmetic(torch.float16)
     shown = attention_weights(q, k, 1.0, allowed, None, half)
     assert bool(shown.error.isposinf().all())
+    # Before it is scaled the hidden score is an infinity: the softmax is no number.
+    early = attention_weights(2 * q, k, 0.01, allowed, None, half)
+    assert bool(early.error.isposinf().all())
     fine = attention_weights(q / 10, k, 1.0, allowed, None, half)
     assert float(fine.error[0, 1]) < 1e-30
     assert fine.weights.tolist() == [[1.0, 0.0]]

@@ -60,7 +60,7 @@ def attention_weights(
         off = off.add_(scores.abs().add_(off), alpha=u)
         over = over | ~(scores.abs().add_(off) < torch.finfo(stored.store).max)
     if over.numel() > 1:
-        over = over | _unmasked(scores, off, hidden, stored)
+        over = over | _unmasked(scores, off, hidden, over, stored)
     scores = scores.masked_fill(hidden, -math.inf)
     top = scores.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
     shifted = scores - top
@@ -119,7 +119,7 @@ def _overflowing(
 
 
 def _unmasked(
-    scores: Tensor, off: Tensor, hidden: Tensor, stored: Arithmetic
+    scores: Tensor, off: Tensor, hidden: Tensor, over: Tensor, stored: Arithmetic
 ) -> Tensor:
     """Return in which rows a hidden key may show: the mask is a number that is added.
 
@@ -128,7 +128,7 @@ def _unmasked(
     """
     quarter = torch.finfo(stored.store).max / 4
     near = scores.abs().add_(off)
-    outweighs = (hidden & ~(near < quarter)).any(-1, keepdim=True)
+    outweighs = (hidden & (over | ~(near < quarter))).any(-1, keepdim=True)
     ahead = (~hidden & (near < 2 * quarter)).any(-1, keepdim=True)
     return hidden.any(-1, keepdim=True) & (outweighs | ~ahead)
 
