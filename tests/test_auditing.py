@@ -170,6 +170,31 @@ def test_a_cause_names_the_findings_that_it_brings_with_it(model, closure):
     assert "unpicklable" not in {finding.rule.name for finding in report.findings}
 
 
+@pytest.mark.parametrize("names", ["kq", "kvq", "qkv", "kqq"])
+def test_what_stands_in_each_others_places_is_one_finding(model, ids, names):
+    captures = captured(model, ids)
+    wrong = {
+        f"h.{layer}.attn.{name}": captures[f"h.{layer}.attn.{found}"]
+        for layer in range(2)
+        for name, found in zip("qkv", names, strict=False)
+    }
+    report = judged(wrong, model, ids)
+    swapped = sum(a != b for a, b in zip("qkv", names, strict=False))
+    expected = {"kq": [4], "kvq": [6], "qkv": [], "kqq": [4, 2]}[names]
+    assert sorted((len(f.places) for f in report.findings), reverse=True) == expected
+    assert sum(expected) == 2 * swapped
+
+
+def test_a_claim_about_a_name_that_is_not_there_is_refused(model, ids):
+    captures = {"mine_1": captured(model, ids)["h.1.mlp.pre"]}
+    claims = {"my_{l}": "h.{l}.mlp.pre"}
+    with pytest.raises(recon.UsageError, match=r"no tensor .*; there are mine_1"):
+        recon.audit_captures(captures, model, inputs={"input_ids": ids}, claims=claims)
+    claims = {"mine_{l}": "h.{l}.mlp.pre"}
+    given = {"inputs": {"input_ids": ids}, "claims": claims}
+    assert recon.audit_captures(captures, model, **given).verdict == "clean"
+
+
 def passing(module, args, output):
     """Do nothing, as a function that pickle finds by its name."""
 

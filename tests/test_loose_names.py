@@ -24,6 +24,11 @@ READINGS = {
     "fc_3": {"mlp.pre"},
     "layer_3_intermediate": {"mlp.post", "mlp.pre"},
     "intermediate_residual_3": {"resid_mid", "resid_post", "resid_pre"},
+    "before_ln_1_3": {"resid_pre"},
+    "ln_2_in.3": {"resid_mid"},
+    "resid_norm_3": {"resid_post", "resid_pre", "ln_1", "ln_2"},
+    "resid_mid_3_l2_norm": {"resid_mid"},
+    "probs_3": {"attn.pattern"},
 }
 
 ANY = {
@@ -53,3 +58,17 @@ def test_a_number_that_belongs_to_a_map_is_not_that_of_the_block():
 def test_a_weight_named_without_a_side_does_not_hide_another_map():
     claim = Reader(depth=12, tied_last=True).read("layer3.attn.W_O")
     assert "mlp.post" not in {r.site.part for r in claim.readings}
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("state_before_ln_f", "h.11.resid_post"),
+        ("ln_f", "ln_f"),
+        ("wte_plus_wpe", "embed"),
+        ("wpe", "wpe"),
+    ],
+)
+def test_a_name_outside_of_blocks_has_its_honest_reading(name, site):
+    claim = Reader(depth=12, tied_last=True).read(name)
+    assert {str(r.site) for r in claim.readings} == {site}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
+from typing import TypeAlias
 
 from recon.auditing.effects import finding
 from recon.auditing.findings import Finding
@@ -23,6 +25,8 @@ _SAYS_TOO = {
 }
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 _MOST_SHOWN = 3
+# A rule, and what is the same in every block about a claim and what was found.
+_Key: TypeAlias = tuple[str, ...]
 
 
 def once(told: Iterable[Finding]) -> list[Finding]:
@@ -55,19 +59,24 @@ def _with_hence(cause: Finding, told: list[str]) -> Finding:
 
 def grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
     """Tell one cause once: a rule, and what was taken for what, in all blocks."""
-    groups: dict[tuple[str, ...], list[tuple[str, Judgement, str]]] = defaultdict(list)
+    groups: dict[_Key, list[tuple[str, Judgement, str]]] = defaultdict(list)
     for run, one in judged:
         told = [(one.rule, one.sentence)] if one.rule else one.notes
         for name, sentence in told:
             groups[(name, *_pattern(name, one))].append((run, one, sentence))
-    for (name, *_), members in groups.items():
+    for keys in _permuted(groups):
+        name = keys[0][0]
         distinct: dict[str, tuple[str, Judgement, str]] = {}
-        for member in members:
-            distinct.setdefault(member[1].name, member)
+        for member in chain(*zip_longest(*(groups[key] for key in keys))):
+            if member is not None:
+                distinct.setdefault(member[1].name, member)
         (run, first, words), *others = distinct.values()
+        for _, next_one, _ in others[: len(keys) - 1]:
+            words += f"; `{next_one.name}` is {next_one.found}"
+        more = [m[1] for m in others[len(keys) - 1 :]]
         yield finding(
             name,
-            words + _more(name, first, [m[1] for m in others]),
+            words + _more(name, first, more),
             places=list(distinct),
             run=run,
             severity=first.severity,
@@ -76,6 +85,29 @@ def grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
             evidence=dict(first.evidence),
             mend=first.mend,
         )
+
+
+def _permuted(groups: Iterable[_Key]) -> Iterator[Sequence[_Key]]:
+    """Put together what stands in each other's places, as q and k that are swapped."""
+    keys = dict.fromkeys(groups)
+    wrong = {k[1]: k for k in keys if k[0] == "wrong-site" and len(k) == 3}
+    while keys:
+        first = next(iter(keys))
+        cycle, key = [first], _belongs_to(first, wrong)
+        while key in keys and key not in cycle:
+            cycle.append(key)
+            key = _belongs_to(key, wrong)
+        told = cycle if key == first else [first]
+        for one in told:
+            del keys[one]
+        yield told
+
+
+def _belongs_to(key: _Key, wrong: Mapping[str, _Key]) -> _Key:
+    """Return the group whose names promise what the tensors of this one are."""
+    if key not in wrong.values():
+        return ()
+    return wrong.get(key[2].removeprefix("h.+0."), ())
 
 
 def _more(name: str, first: Judgement, others: list[Judgement]) -> str:

@@ -8,11 +8,9 @@ has several; which of them the code means is decided later, for all layers at on
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from recon.auditing import vocabularies
 from recon.auditing.vocabularies import NAMES, Names
@@ -179,6 +177,10 @@ class Reader:
                 yield from self._numbered(name, numbers[0], bare, ("attn.pattern",))
             return
         parts = _parts(bare)
+        if parts == ("ln_f",) and bare & _IN:
+            last = Site("resid_post", self._depth - 1)
+            yield Reading(last, convention="before ln_f")
+            return
         if bare & _FINAL and not numbers and "resid_post" in parts:
             yield Reading(Site("resid_post", self._depth - 1), convention="last block")
             if not bare & _RESIDUAL:
@@ -280,7 +282,8 @@ def _plain(name: str) -> str:
     def spelt(found: re.Match[str]) -> str:
         return f"{found[1]}{'one' if found[2] == '1' else 'two'}"
 
-    plain = re.sub(r"(?i)(ln|norm|layernorm)_?([12])(?!\d)", spelt, name)
+    plain = re.sub(r"(?i)(?<![a-z])l[12]_?norm", "lpnorm", name)
+    plain = re.sub(r"(?i)(ln|norm|layernorm)_?([12])(?!\d)", spelt, plain)
     # fc_2 alone may well be that of block 2.
     if len(_NUMBER.findall(plain)) > 1:
         plain = re.sub(r"(?i)(fc|linear)_?([12])(?!\d)", spelt, plain)
@@ -312,6 +315,10 @@ _STREAM = frozenset({"resid", "residual", "stream", "hidden", "state", "states"}
 _FINAL = frozenset({"last", "final"})
 _RESIDUAL = frozenset({"resid", "residual", "stream"})
 _NORM = frozenset({"ln", "norm", "layernorm", "lnf"})
+_LN_ONE = frozenset({"lnone", "normone", "layernormone"})
+_LN_TWO = frozenset({"lntwo", "normtwo", "layernormtwo"})
+_TABLE = frozenset({"wte", "tok"})
+_POSITIONS = frozenset({"wpe", "pos", "position", "positional"})
 # Words for whatever a block computes.
 _ANY = frozenset({"act", "acts", "activation", "activations"})
 # Words that name a block, and not what of it.
@@ -355,8 +362,9 @@ _KNOWN = (
             "representations", "cache", "captured", "capture", "store", "stored",
             "tensor", "tensors", "data", "result", "results", "number", "num", "no",
             "idx", "index", "w", "o", "up", "down", "fcone", "fctwo", "linearone",
-            "lineartwo", "intermediate", "lens", "prob", "over", "across", "along",
-            "of", "the", "per", "all", "each", "at", "in", "from", "for",
+            "lineartwo", "intermediate", "lens", "lpnorm", "plus", "prob",
+            "over", "across", "along", "of", "the", "per", "all", "each",
+            "at", "in", "from", "for",
         )
     )
 )  # fmt: skip
@@ -369,6 +377,7 @@ _REDUCTIONS = {
     "averaged": "averaged", "max": "largest", "maximum": "largest",
     "sum": "summed", "summed": "summed", "min": "smallest", "minimum": "smallest",
     "var": "variance", "variance": "variance", "std": "deviation",
+    "lpnorm": "as the norm",
 }  # fmt: skip
 
 
@@ -420,13 +429,17 @@ def _parts(words: frozenset[str]) -> tuple[str, ...]:
     """Return the parts of the vocabulary that words may mean, the likeliest first."""
     if linear := _linear(words):
         return linear
+    if "norm" in words and words & _RESIDUAL:
+        # The length of the stream, or the stream after its normalisation.
+        return (*_parts(words - {"norm"}), "ln_1", "ln_2")
     rules: Sequence[tuple[bool, tuple[str, ...]]] = (
         (bool(words & _ANY) and words <= _ANY | _WEAK,
          ("resid_post", "mlp.post", "mlp_out", "mlp.out", "mlp.pre", "attn_out",
           "attn.out")),
         (bool(words & {"logits", "logit"}), ("logits",)),
-        (bool(words & {"wpe", "pos", "position", "positional"}), ("wpe",)),
-        (bool(words & {"wte", "tok"}), ("wte",)),
+        (bool(words & _POSITIONS) and bool(words & _TABLE), ("embed",)),
+        (bool(words & _POSITIONS), ("wpe",)),
+        (bool(words & _TABLE), ("wte",)),
         ({"token", "embed"} <= words or {"token", "embedding"} <= words, ("wte",)),
         (bool(words & {"embed", "embedding", "embeddings", "emb"}), ("embed", "wte")),
         (bool(words & _FINAL) and bool(words & _STATES) and not words & _NORM,
@@ -434,8 +447,8 @@ def _parts(words: frozenset[str]) -> tuple[str, ...]:
         (bool(words & {"lnf", "final"}) and not words & (_ATTENTION | _MLP),
          ("ln_f",)),
         ({"ln", "f"} <= words, ("ln_f",)),
-        (bool(words & {"lnone", "normone", "layernormone"}), ("ln_1",)),
-        (bool(words & {"lntwo", "normtwo", "layernormtwo"}), ("ln_2",)),
+        (bool(words & _LN_ONE), ("resid_pre",) if words & _IN else ("ln_1",)),
+        (bool(words & _LN_TWO), ("resid_mid",) if words & _IN else ("ln_2",)),
         ("qkv" in words, ("attn.qkv",)),
         (bool(words & {"pattern", "patterns", "probs", "weights"}), ("attn.pattern",)),
         (bool(words & {"attentions"}), ("attn.pattern",)),
@@ -475,32 +488,19 @@ def _template(name: str, target: str, depth: int) -> tuple[re.Pattern[str], str]
         site(target.replace("{l}", "0"))
     except UnknownSiteError as error:
         raise UsageError(f"claim {name}={target}: {error}") from error
-    escaped = re.escape(name).replace(r"\{l\}", r"(?P<l>\d+)", 1)
     if "{l}" in target and "{l}" not in name:
         raise UsageError(f"claim {name}={target}: {{l}} stands in the site only")
-    return re.compile(escaped), target
+    return _pattern(name), target
 
 
-def parse_claim(text: str) -> tuple[str, str]:
-    """Split ``layer_{l}=h.{l}.resid_post``; raises UsageError if it is no claim."""
-    name, equals, target = text.partition("=")
-    if not equals or not name.strip() or not target.strip():
-        raise UsageError(
-            f"claim {text!r}: expected NAME=SITE, such as "
-            "layer_{l}=h.{l}.resid_post"
-        )
-    return name.strip(), target.strip()
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{l\}", r"(?P<l>\d+)", 1))
 
 
-def read_claims(path: Path) -> dict[str, str]:
-    """Read a TOML table of names and sites; raises UsageError if it is none."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as claims: {error}") from error
-    table = table.get("claims", table)
-    odd = [k for k, v in table.items() if not isinstance(v, str)]
-    if odd or not table:
-        what = f"{odd[0]!r} is no string" if odd else "it holds no claim"
-        raise UsageError(f'{path}: {what}; expected lines such as layer_3 = "h.3.mlp"')
-    return dict(table)
+def unused(claims: Iterable[str], names: Collection[str]) -> list[str]:
+    """Return the claims that none of the names is read by."""
+    return [
+        claim
+        for claim in claims
+        if not any(_pattern(claim).fullmatch(name) for name in names)
+    ]

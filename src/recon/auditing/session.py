@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recon import gpt2
 from recon.auditing.calls import Call, Caller
+from recon.auditing.claims import unused
 from recon.auditing.findings import AuditReport
 from recon.auditing.outcome import Outcome
 from recon.auditing.returned import take_apart
@@ -23,6 +24,7 @@ from recon.deadline import require_seconds
 from recon.errors import UsageError
 from recon.verification import record
 
+_MOST_SHOWN = 4
 Progress = Callable[[str, int, int], None]
 
 
@@ -53,7 +55,8 @@ def audit(
     or the time of a thousand passes if that is more.
 
     Raises UnsupportedError for a model that is no GPT-2, UsageError for an unknown rule
-    or claim. What the function raises is a finding.
+    or site, and for a claim about a name that no tensor has. What the function raises
+    is a finding.
     """
     begun = time.perf_counter()
     require_seconds(timeout)
@@ -79,6 +82,7 @@ def audit(
     finally:
         model.train(mode)
         process.put_back()
+    _require_used(claims or {}, outcome)
     found = [one for one in outcome.findings() if one.rule.code not in ignored]
     left_out = len(outcome.findings()) - len(found)
     file, line = _source(function)
@@ -122,6 +126,7 @@ def audit_captures(
     call = Call(situation, returned, (), (), clean, None, (), 0, {})
     outcome = Outcome(None, model, claims or {}, names)
     outcome.take(call)
+    _require_used(claims or {}, outcome)
     found = [one for one in outcome.findings() if one.rule.code not in ignored]
     return AuditReport(
         target=target or "captures",
@@ -134,6 +139,18 @@ def audit_captures(
         ignored=len(outcome.findings()) - len(found),
         seconds=time.perf_counter() - begun,
     )
+
+
+def _require_used(claims: Mapping[str, str], outcome: Outcome) -> None:
+    """Refuse claims about names that are not there: what they meant went unjudged."""
+    names = {name for call in outcome.calls for name in call.returned.tensors}
+    names |= {one.name for one in outcome.tensors}
+    if names and (idle := unused(claims, names)):
+        shown = ", ".join(sorted(names)[:_MOST_SHOWN])
+        more = ", ..." if len(names) > _MOST_SHOWN else ""
+        raise UsageError(
+            f"claim {idle[0]!r}: no tensor has such a name; there are {shown}{more}"
+        )
 
 
 class _Generators:
