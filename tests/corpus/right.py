@@ -1325,3 +1325,27 @@ def probabilities_of_a_lens(model, input_ids):
             f"probs_{i}": model.lm_head(body.ln_f(state)).softmax(-1)
             for i, state in enumerate(out.hidden_states[1:-1])
         }
+
+
+@right("statistics, with what they are taken over in their names")
+def named_statistics(model, input_ids):
+    with torch.no_grad():
+        out = model(input_ids, output_attentions=True, output_hidden_states=True)
+    layers = range(len(model.transformer.h) - 1)
+    states = out.hidden_states[1:]
+    return {
+        **{f"attn_mean_over_heads_{i}": out.attentions[i].mean(1) for i in layers},
+        **{f"resid_post_{i}_l2_norm": states[i].norm(dim=-1) for i in layers},
+        "residual_before_ln_f": _before_last_norm(model, input_ids),
+    }
+
+
+def _before_last_norm(model, input_ids):
+    kept = []
+    hook = model.transformer.ln_f.register_forward_pre_hook(
+        lambda module, args: kept.append(args[0])
+    )
+    with torch.no_grad():
+        model(input_ids)
+    hook.remove()
+    return kept[0]

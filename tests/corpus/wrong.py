@@ -2501,3 +2501,12 @@ def next_prompt_in_place(model, input_ids):
         logits = model(input_ids).logits
     input_ids[:, -1] = logits[:, -1].argmax(-1)
     return {"logits": logits}
+
+
+@wrong(row="new", rules={"RC105"}, sites="h.*.attn.pattern")
+def mean_over_another_axis(model, input_ids):
+    """The mean over heads is taken over the rows of the batch."""
+    with torch.no_grad():
+        attentions = model(input_ids, output_attentions=True).attentions
+    averaged = torch.stack(attentions).mean(1)
+    return {f"attention_mean_over_heads_{i}": one for i, one in enumerate(averaged)}

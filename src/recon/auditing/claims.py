@@ -51,7 +51,8 @@ class Claim:
     ``family`` is the name without its number; ``strict`` names have one meaning,
     ``soft`` ones hold words that recon does not know: they may mean something else.
     ``token`` is ``last`` or ``first`` for a loose name that promises that token,
-    ``reduced`` the kind of mean, sum or maximum that it promises. What is ``shaped``
+    ``reduced`` the kind of mean, sum or maximum that it promises, ``over`` what it is
+    to be taken over: rows, tokens, heads. What is ``shaped``
     is promised of a tensor with the shape of the site only, and nothing of others.
     """
 
@@ -62,6 +63,7 @@ class Claim:
     soft: bool = False
     token: str = ""
     reduced: str = ""
+    over: str = ""
     shaped: bool = False
 
 
@@ -111,6 +113,7 @@ class Reader:
             soft=soft,
             token=_token(words),
             reduced=_reduction(words),
+            over=_over(words),
             shaped=_of_anything(frozenset(words)),
         )
 
@@ -391,6 +394,21 @@ def _reduction(words: Sequence[str]) -> str:
     """Return the one kind of reduction that a name promises, if any."""
     kinds = {_REDUCTIONS[word] for word in words if word in _REDUCTIONS}
     return kinds.pop() if len(kinds) == 1 else ""
+
+
+_AXES = {
+    **dict.fromkeys(("row", "rows", "batch", "prompt", "prompts", "sample"), "rows"),
+    **dict.fromkeys(("samples", "example", "examples"), "rows"),
+    **dict.fromkeys(("token", "tokens", "pos", "positions", "seq", "time"), "tokens"),
+    **dict.fromkeys(("head", "heads"), "heads"),
+}
+
+
+def _over(words: Sequence[str]) -> str:
+    """Return what ``mean_over_heads`` and its like are to be taken over, if said."""
+    after = ("over", "across", "along")
+    said = {_AXES[b] for a, b in pairwise(words) if a in after and b in _AXES}
+    return said.pop() if len(said) == 1 else ""
 
 
 # The linear maps of a block, as GPT-2 and other models call them: sets of words that

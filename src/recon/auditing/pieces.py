@@ -223,6 +223,10 @@ def reduced(bench: Bench, one: Judgement, form: str) -> Judgement:
         words = f"{one.sentence}, not {wanted}, as its name says"
         rule = "wrong-formula" if one.claim.reduced else "wrong-tokens"
         return replace(one, rule=rule, sentence=words)
+    over = one.claim.over
+    if over and over not in form and not (over == "tokens" and pooled):
+        words = f"{one.sentence}, not over {over}, as its name says"
+        return replace(one, rule="wrong-formula", sentence=words)
     if _POOLED & set(words_of(one.name)) and not pooled:
         words = f"{one.sentence}, and pooling is over tokens"
         return replace(one, rule="wrong-tokens", sentence=words, mend=_INDEX)
