@@ -103,6 +103,9 @@ def test_a_module_that_is_put_elsewhere_takes_its_hooks_along(model):
     mlp.act = nn.Sequential(mlp.act)
     moved = {change.rule for change in changes(before, State.of(model))}
     assert moved == {"forward-replaced"}
+    mlp.c_fc = nn.Sequential(mlp.c_fc)  # and its weights
+    moved = {change.rule for change in changes(before, State.of(model))}
+    assert moved == {"forward-replaced"}
     mlp.act[0].register_forward_hook(lambda *_: None)
     added = {change.rule for change in changes(before, State.of(model))}
     assert added == {"forward-replaced", "hooks-left"}

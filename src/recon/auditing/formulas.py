@@ -74,17 +74,21 @@ def _lens(trace: Trace, place: Site, state: str) -> Quantity | None:
     return Quantity(place, apply(op, final(x)), axes_of(place), LENS + state)
 
 
-def _by_head(trace: Trace, place: Site) -> Quantity | None:
-    """Return what each head adds to the attention's output, without its bias."""
+def _by_head(trace: Trace, place: Site, *, turned: bool = False) -> Quantity | None:
+    """Return what each head adds to the attention's output, without its bias.
+
+    The weight is square: whoever has it ``turned`` gets the right shape.
+    """
     maker, z = trace.facts.makers.get(place), place.at("attn.z")
     if place.part != "attn.out" or not isinstance(maker, Linear) or z not in trace:
         return None
     if not fits(maker, [trace[z]]):
         return None
     heads = trace[z].transpose(1, 2)
-    weight = maker.weight.detach().view(*heads.shape[2:], -1)
-    each = torch.einsum("bthd,hde->bthe", heads, weight)
-    return Quantity(place, each, ("B", "T", "H", "D"), "by head")
+    weight = maker.weight.detach().t() if turned else maker.weight.detach()
+    each = torch.einsum("bthd,hde->bthe", heads, weight.reshape(*heads.shape[2:], -1))
+    form = "by head, with its weight transposed" if turned else "by head"
+    return Quantity(place, each, ("B", "T", "H", "D"), form)
 
 
 def _unmasked(trace: Trace, place: Site, form: str) -> Quantity | None:
@@ -123,8 +127,9 @@ def other_formulas(
         for one in other_formulas(trace, identity.inputs[0], deep=deep):
             yield replace(one, site=place)
         return
-    if (each := _by_head(trace, place)) is not None:
-        yield each
+    for turned in (False, True):
+        if (each := _by_head(trace, place, turned=turned)) is not None:
+            yield each
     inputs = [trace[i] for i in identity.inputs]
     if not fits(identity.op, inputs):
         return
@@ -212,13 +217,21 @@ def _others(
     elif isinstance(op, Linear):
         x = merge_heads(inputs[0]) if inputs[0].ndim == 4 else inputs[0]
         yield "without its bias", x @ op.weight
-        if op.weight.shape[0] == op.weight.shape[1]:
-            yield "with its weight transposed", x @ op.weight.t() + op.bias
+        if (turned := _transposed(op.weight)) is not None:
+            yield "with its weight transposed", x @ turned + op.bias
         for other in trace.sites:
             maker = trace.facts.makers.get(other)
             same = other.part == identity.site.part and other != identity.site
             if same and isinstance(maker, Linear):
                 yield f"with the weights of {other}", x @ maker.weight + maker.bias
+
+
+def _transposed(weight: Tensor) -> Tensor | None:
+    """Transpose a square weight, or each of the square ones side by side in it."""
+    size, width = weight.shape
+    if width % size:
+        return None
+    return torch.cat([one.t() for one in weight.split(size, 1)], 1)
 
 
 def _other_norms(op: LayerNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -34,7 +34,11 @@ def changes(before: State, after: State) -> Iterator[Change]:
         tuple(_on_kept(before, after)), tuple(_not_moved(before, after))
     )
     yield from _module_changes(before, after)
-    yield from _weight_changes(before.weights, after.weights)
+    for one in _weight_changes(before.weights, after.weights):
+        owner = one.place.rpartition(".")[0]
+        kept = before.modules.get(owner) is after.modules.get(owner)
+        if kept or one.place in before.weights.keys() & after.weights.keys():
+            yield one  # else its module went or came, which is told
     for key in sorted({*before.config, *after.config}):
         was, now = before.config.get(key), after.config.get(key)
         if was != now:
