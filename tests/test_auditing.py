@@ -185,6 +185,41 @@ def test_what_stands_in_each_others_places_is_one_finding(model, ids, names):
     assert sum(expected) == 2 * swapped
 
 
+def test_one_damaged_value_is_told_by_its_place(model, ids):
+    damaged = captured(model, ids)["h.1.mlp.pre"].clone()
+    damaged[0, 3, 4] += damaged.std()
+    report = judged({"h.1.mlp.pre": damaged}, model, ids)
+    (finding,) = report.findings
+    assert finding.rule.name == "unexplained"
+    assert finding.found == ("h.1.mlp.pre but for the value at [0, 3, 4]",)
+
+
+def test_a_capture_that_needs_no_cache_is_tried_without_one(model):
+    seen = []
+
+    def capture(model, input_ids):
+        seen.append(model.config.use_cache)
+        with torch.no_grad():
+            out = model(input_ids)
+        return {"logits": out.logits + (0 if model.config.use_cache else 1)}
+
+    report = recon.audit(capture, model, effort="thorough")
+    assert seen.count(False) == 1
+    assert [f.run for f in report.findings] == ["without a cache"]
+    assert model.config.use_cache
+
+
+def test_a_capture_of_the_cache_is_no_wrong_one_where_there_is_none(model):
+    def capture(model, input_ids):
+        cache = getattr(model(input_ids), CACHE)
+        return {"past_key_values.0.0": cache.layers[0].keys.detach()}
+
+    report = recon.audit(capture, model, effort="thorough")
+    assert [(f.rule.name, f.severity) for f in report.findings] == [
+        ("raises-sometimes", "note")
+    ]
+
+
 def test_a_claim_about_a_name_that_is_not_there_is_refused(model, ids):
     captures = {"mine_1": captured(model, ids)["h.1.mlp.pre"]}
     claims = {"my_{l}": "h.{l}.mlp.pre"}

@@ -255,6 +255,11 @@ class Caller:
     @contextmanager
     def _prepared(self, situation: Situation) -> Iterator[list[State]]:
         """Put everything back at the end, from the last state that was seen, if any."""
+        config = gpt2.base(self._model).config
+        cached, config.use_cache = (
+            config.use_cache,
+            config.use_cache and situation.cache,
+        )
         self._model.train(situation.train)
         torch.manual_seed(_SEED + situation.seed)
         seen: list[State] = []
@@ -263,6 +268,7 @@ class Caller:
                 yield seen
         finally:
             self._keeper.put_back(seen[-1].weights if seen else None)
+            config.use_cache = cached
 
 
 def _complete(recorder: Recorder) -> tuple[Trace, ...]:

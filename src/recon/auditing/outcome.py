@@ -87,9 +87,16 @@ class Outcome:
         # The second batch decides: what failed twice at the start fails always.
         self.hopeless = not some and len(self.calls) >= 4
         name = "raises-sometimes" if some else "raises"
-        words = f"{call.error}, with {call.situation.name}"
+        run = call.situation
         self._found.append(
-            finding(name, words, run=call.situation.name, traceback=call.traceback)
+            finding(
+                name,
+                f"{call.error}, with {run.name}",
+                run=run.name,
+                # It may be that the code is about the cache that it does not get.
+                severity=None if run.cache else "note",
+                traceback=call.traceback,
+            )
         )
 
     def _stopped(self, call: Call) -> None:

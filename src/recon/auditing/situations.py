@@ -21,6 +21,7 @@ class Situation:
     """One way to call the function: the inputs, and the state of the model.
 
     ``seed`` tells random states apart: what is drawn differs when a prompt runs again.
+    Without ``cache`` the model's config says that a pass returns no cache of keys.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Situation:
     grad: bool = True
     train: bool = False
     raises: bool = False
+    cache: bool = True
     seed: int = 0
 
     @property
@@ -88,6 +90,7 @@ def situations(
         yield Situation("a long prompt", plain(1, min(longest, 96), 8))
         yield Situation("a batch of 7", plain(7, tokens - 3, 9))
         yield Situation("one prompt again", plain(1, others, 4), seed=1)
+        yield Situation("without a cache", plain(2, tokens, 10), cache=False)
 
 
 def _lengths(config: Any) -> tuple[int, int]:
