@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from recon.auditing import vocabularies
+from recon.auditing import vocabularies, wording
 from recon.auditing.vocabularies import NAMES, Names
 from recon.errors import UnknownSiteError, UsageError
 from recon.sites import Site, site
@@ -81,7 +80,7 @@ class Reader:
         if names not in NAMES:
             raise UsageError(f"names={names!r}: expected one of {', '.join(NAMES)}")
         self._depth, self._tied, self._names = depth, tied_last, names
-        self._context = frozenset(words_of(context)) - _STATES
+        self._context = frozenset(wording.words_of(context)) - wording.STATES
         self._own = [_template(k, v, depth) for k, v in (claims or {}).items()]
 
     def read(self, name: str, entries: int | None = None) -> Claim:
@@ -89,7 +88,7 @@ class Reader:
 
         The elements of a list are named ``name.0``, ``name.1`` and so on.
         """
-        family = _NUMBER.sub("{l}", _plain(name), count=1)
+        family = _NUMBER.sub("{l}", wording.plain(name), count=1)
         for pattern, target in self._own:
             if found := pattern.fullmatch(name):
                 wanted = target.format(**found.groupdict())
@@ -103,18 +102,18 @@ class Reader:
         if self._names != "auto":
             return Claim(name, (), family)
         readings = tuple(self._loose(name, entries))
-        words = words_of(name)
-        soft = not _KNOWN.issuperset(w for w in words if not w.isdigit())
+        words = wording.words_of(name)
+        soft = not wording.KNOWN.issuperset(w for w in words if not w.isdigit())
         read = tuple(dict.fromkeys(readings))
         return Claim(
             name,
             read,
             family,
             soft=soft,
-            token=_token(words),
-            reduced=_reduction(words),
-            over=_over(words),
-            shaped=_of_anything(frozenset(words)),
+            token=wording.promised_token(words),
+            reduced=wording.promised_reduction(words),
+            over=wording.promised_axis(words),
+            shaped=wording.of_anything(frozenset(words)),
         )
 
     def exists(self, place: Site) -> bool:
@@ -169,32 +168,32 @@ class Reader:
     # -- loose names -----------------------------------------------------------
 
     def _loose(self, name: str, entries: int | None) -> Iterator[Reading]:
-        words = words_of(name)
+        words = wording.words_of(name)
         numbers = [int(word) for word in words if word.isdigit()]
         bare = frozenset(word for word in words if not word.isdigit())
         if "lens" in bare:
             yield from self._lens(numbers)
             return
-        if _of_anything(bare):
-            if numbers and bare & _WEIGHTS:
+        if wording.of_anything(bare):
+            if numbers and bare & wording.WEIGHTS:
                 yield from self._numbered(name, numbers[0], bare, ("attn.pattern",))
             return
-        parts = _parts(bare)
-        if parts == ("ln_f",) and bare & _IN:
+        parts = wording.parts_meant(bare)
+        if parts == ("ln_f",) and bare & wording.IN:
             last = Site("resid_post", self._depth - 1)
             yield Reading(last, convention="before ln_f")
             return
-        if bare & _FINAL and not numbers and "resid_post" in parts:
+        if bare & wording.FINAL and not numbers and "resid_post" in parts:
             yield Reading(Site("resid_post", self._depth - 1), convention="last block")
-            if not bare & _RESIDUAL:
+            if not bare & wording.RESIDUAL:
                 yield Reading(self.last, convention="last state")
             return
-        if bare and bare <= _WEAK and len(numbers) > 1:
-            parts = _HEADS
-        elif bare <= _WEAK:
+        if bare and bare <= wording.WEAK and len(numbers) > 1:
+            parts = wording.HEADS
+        elif bare <= wording.WEAK:
             # Captures of a function mlp_outputs may well be called layer_3.
             first = () if bare else ("resid_post",)
-            parts = (*parts, *first, *_parts(self._context))
+            parts = (*parts, *first, *wording.parts_meant(self._context))
         if not numbers:
             yield from (
                 Reading(Site(part), convention=part)
@@ -220,7 +219,7 @@ class Reader:
                         yield Reading(
                             place, other.form, f"{part} from {start} {other.form}"
                         )
-        if states and (parts or bare & _STATES or not bare):
+        if states and (parts or bare & wording.STATES or not bare):
             yield from self._as_state(number)
 
     def _lens(self, numbers: Sequence[int]) -> Iterator[Reading]:
@@ -277,224 +276,6 @@ def _spellings(name: str) -> Iterator[str]:
             yield f"{dotted.removesuffix(ending)}.input"
     if dotted.startswith("gpt2."):
         yield dotted.removeprefix("gpt2.")
-
-
-def _plain(name: str) -> str:
-    """Write the numbers that belong to a part, as in ``ln_1``, in letters."""
-
-    def spelt(found: re.Match[str]) -> str:
-        return f"{found[1]}{'one' if found[2] == '1' else 'two'}"
-
-    plain = re.sub(r"(?i)(?<![a-z])l[12]_?norm", "lpnorm", name)
-    plain = re.sub(r"(?i)(ln|norm|layernorm)_?([12])(?!\d)", spelt, plain)
-    # fc_2 alone may well be that of block 2.
-    if len(_NUMBER.findall(plain)) > 1:
-        plain = re.sub(r"(?i)(fc|linear)_?([12])(?!\d)", spelt, plain)
-    return plain
-
-
-def words_of(name: str) -> list[str]:
-    """Split ``hL3_attnOut`` into lower-case words and numbers."""
-    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", _plain(name))
-    return [word.lower() for word in re.findall(r"[A-Za-z]+|\d+", spaced)]
-
-
-_STATES = frozenset(
-    {
-        "layer",
-        "layers",
-        "block",
-        "blocks",
-        "h",
-        "hidden",
-        "resid",
-        "residual",
-        "hs",
-        "l",
-    }
-    | {"state", "states", "stream", "hiddens", "acts", "activations", "activation"}
-)
-_STREAM = frozenset({"resid", "residual", "stream", "hidden", "state", "states"})
-_FINAL = frozenset({"last", "final"})
-_RESIDUAL = frozenset({"resid", "residual", "stream"})
-_NORM = frozenset({"ln", "norm", "layernorm", "lnf"})
-_LN_ONE = frozenset({"lnone", "normone", "layernormone"})
-_LN_TWO = frozenset({"lntwo", "normtwo", "layernormtwo"})
-_TABLE = frozenset({"wte", "tok"})
-_POSITIONS = frozenset({"wpe", "pos", "position", "positional"})
-# Words for whatever a block computes.
-_ANY = frozenset({"act", "acts", "activation", "activations"})
-# Words that name a block, and not what of it.
-_WEAK = frozenset({"layer", "layers", "block", "blocks", "h", "l", "head", "heads"})
-_HEADS = ("attn.z", "attn.pattern", "attn.q", "attn.k", "attn.v", "attn.scores")
-# There are probabilities and weights of attention, and of much else.
-_WEIGHTS = frozenset({"prob", "probs", "weights"})
-_OF_ANYTHING = _WEIGHTS | {"preds", "predictions"}
-_ATTENTION = frozenset({"attn", "attention", "attentions", "attns", "sa", "mha"})
-_MLP = frozenset({"mlp", "ffn", "ff", "feedforward", "mlps"})
-_IN = frozenset({"in", "input", "inp", "inputs", "pre", "before"})
-_OUT = frozenset({"out", "output", "outputs", "post", "after"})
-
-
-def _of_anything(words: frozenset[str]) -> bool:
-    return bool(words & _OF_ANYTHING) and not words & _ATTENTION
-
-
-# All words whose meaning is known; a name that holds others may mean anything.
-_KNOWN = (
-    _STATES
-    | _WEAK
-    | _ATTENTION
-    | _MLP
-    | _IN
-    | _OUT
-    | frozenset(
-        (
-            "logits", "logit", "wpe", "pos", "position", "positional", "wte", "tok",
-            "token", "tokens", "embed", "embedding", "embeddings", "emb", "lnf",
-            "ln", "f", "final", "lnone", "normone", "layernormone", "lntwo",
-            "normtwo", "layernormtwo", "fc", "c", "proj", "qkv", "pattern",
-            "patterns", "probs", "weights", "scores", "score", "q", "query",
-            "queries", "k", "key", "keys", "v", "value", "values", "z", "mid",
-            "middle", "act", "acts", "neurons", "neuron", "gelu", "norm",
-            "layernorm", "last", "first", "mean", "avg", "average", "pooled", "max",
-            "min", "var", "variance", "std",
-            "row", "rows", "sample", "example", "prompt", "batch", "b", "t", "d",
-            "transformer", "gpt", "model", "decoder", "hook", "feature", "features",
-            "feat", "feats", "vector", "vec", "vectors", "repr", "representation",
-            "representations", "cache", "captured", "capture", "store", "stored",
-            "tensor", "tensors", "data", "result", "results", "number", "num", "no",
-            "idx", "index", "w", "o", "up", "down", "fcone", "fctwo", "linearone",
-            "lineartwo", "intermediate", "lens", "lpnorm", "plus", "prob",
-            "over", "across", "along", "of", "the", "per", "all", "each",
-            "at", "in", "from", "for",
-        )
-    )
-)  # fmt: skip
-
-
-_TOKEN = frozenset({"tok", "token", "pos", "position"})
-_ENDS = {"last": "last", "final": "last", "first": "first"}
-_REDUCTIONS = {
-    "mean": "averaged", "avg": "averaged", "average": "averaged",
-    "averaged": "averaged", "max": "largest", "maximum": "largest",
-    "sum": "summed", "summed": "summed", "min": "smallest", "minimum": "smallest",
-    "var": "variance", "variance": "variance", "std": "deviation",
-    "lpnorm": "as the norm",
-}  # fmt: skip
-
-
-def _token(words: Sequence[str]) -> str:
-    """Return which token ``last_token_resid`` and its like promise, if any."""
-    pairs = pairwise(words)
-    return next((_ENDS[a] for a, b in pairs if a in _ENDS and b in _TOKEN), "")
-
-
-def _reduction(words: Sequence[str]) -> str:
-    """Return the one kind of reduction that a name promises, if any."""
-    kinds = {_REDUCTIONS[word] for word in words if word in _REDUCTIONS}
-    return kinds.pop() if len(kinds) == 1 else ""
-
-
-_AXES = {
-    **dict.fromkeys(("row", "rows", "batch", "prompt", "prompts", "sample"), "rows"),
-    **dict.fromkeys(("samples", "example", "examples"), "rows"),
-    **dict.fromkeys(("token", "tokens", "pos", "positions", "seq", "time"), "tokens"),
-    **dict.fromkeys(("head", "heads"), "heads"),
-}
-
-
-def _over(words: Sequence[str]) -> str:
-    """Return what ``mean_over_heads`` and its like are to be taken over, if said."""
-    after = ("over", "across", "along")
-    said = {_AXES[b] for a, b in pairwise(words) if a in after and b in _AXES}
-    return said.pop() if len(said) == 1 else ""
-
-
-# The linear maps of a block, as GPT-2 and other models call them: sets of words that
-# each name one, what it reads, and what it computes.
-_LINEAR: Sequence[tuple[Sequence[frozenset[str]], tuple[str, ...], tuple[str, ...]]]
-_LINEAR = (
-    ([frozenset({"proj", word}) for word in sorted(_ATTENTION)],
-     ("attn.z",), ("attn.out", "attn_out", "attn.qkv")),
-    ([frozenset({"c", "attn"})], ("ln_1",), ("attn.qkv",)),
-    ([frozenset({"o", "proj"}), frozenset({"w", "o"})],
-     ("attn.z",), ("attn.out", "attn_out")),
-    ([frozenset(words) for words in (
-        ("proj", "up"), ("w", "up"), ("mlp", "w", "in"), ("fcone",), ("linearone",)
-     )], ("ln_2",), ("mlp.pre",)),
-    ([frozenset(words) for words in (
-        ("proj", "down"), ("w", "down"), ("mlp", "w", "out"), ("fctwo",),
-        ("lineartwo",), *(("proj", word) for word in sorted(_MLP)),
-     )], ("mlp.post",), ("mlp.out", "mlp_out")),
-    ([frozenset({"fc"})], ("ln_2",), ("mlp.pre",)),
-)  # fmt: skip
-
-
-def _linear(words: frozenset[str]) -> tuple[str, ...]:
-    """Return what a name that holds a linear map's name may mean."""
-    for names, entering, leaving in _LINEAR:
-        name = next((name for name in names if name <= words), None)
-        if name is not None:
-            # Whoever calibrates keeps a map's input under its weight's name.
-            weight = "w" in name
-            said = bool((words - name) & {"in", "input", "inp", "inputs"})
-            return entering if said else (*leaving, *(entering if weight else ()))
-    return ()
-
-
-def _parts(words: frozenset[str]) -> tuple[str, ...]:
-    """Return the parts of the vocabulary that words may mean, the likeliest first."""
-    if linear := _linear(words):
-        return linear
-    if "norm" in words and words & _RESIDUAL:
-        # The length of the stream, or the stream after its normalisation.
-        return (*_parts(words - {"norm"}), "ln_1", "ln_2")
-    rules: Sequence[tuple[bool, tuple[str, ...]]] = (
-        (bool(words & _ANY) and words <= _ANY | _WEAK,
-         ("resid_post", "mlp.post", "mlp_out", "mlp.out", "mlp.pre", "attn_out",
-          "attn.out")),
-        (bool(words & {"logits", "logit"}), ("logits",)),
-        (bool(words & _POSITIONS) and bool(words & _TABLE), ("embed",)),
-        (bool(words & _POSITIONS), ("wpe",)),
-        (bool(words & _TABLE), ("wte",)),
-        ({"token", "embed"} <= words or {"token", "embedding"} <= words, ("wte",)),
-        (bool(words & {"embed", "embedding", "embeddings", "emb"}), ("embed", "wte")),
-        (bool(words & _FINAL) and bool(words & _STATES) and not words & _NORM,
-         ("resid_post",)),
-        (bool(words & {"lnf", "final"}) and not words & (_ATTENTION | _MLP),
-         ("ln_f",)),
-        ({"ln", "f"} <= words, ("ln_f",)),
-        (bool(words & _LN_ONE), ("resid_pre",) if words & _IN else ("ln_1",)),
-        (bool(words & _LN_TWO), ("resid_mid",) if words & _IN else ("ln_2",)),
-        ("qkv" in words, ("attn.qkv",)),
-        (bool(words & {"pattern", "patterns", "probs", "weights"}), ("attn.pattern",)),
-        (bool(words & {"attentions"}), ("attn.pattern",)),
-        (bool(words & {"scores", "score"}), ("attn.scores",)),
-        (bool(words & {"q", "query", "queries"}), ("attn.q",)),
-        (bool(words & {"k", "key", "keys"}), ("attn.k",)),
-        (bool(words & {"v", "value", "values"}), ("attn.v",)),
-        (bool(words & {"z", "head", "heads"}), _HEADS),
-        (bool(words & {"mid", "middle"}), ("resid_mid",)),
-        ("intermediate" in words and not words & _MLP and bool(words & _STREAM),
-         ("resid_mid", "resid_post", "resid_pre")),
-        ("intermediate" in words and not words & _STREAM, ("mlp.post", "mlp.pre")),
-        (bool(words & _MLP) and bool(words & _IN), ("mlp.pre", "ln_2", "resid_mid")),
-        (bool(words & _MLP) and "post" in words, ("mlp.post", "mlp_out", "mlp.out")),
-        (bool(words & (_MLP | {"act", "neurons", "neuron", "gelu"})) and
-         bool(words & {"act", "acts", "activation", "neurons", "neuron", "gelu",
-                       "hidden", "activations"}),
-         ("mlp.post", "mlp.pre", "mlp_out", "mlp.out")),
-        (bool(words & _MLP) and bool(words & _OUT), ("mlp_out", "mlp.out")),
-        (bool(words & _MLP), ("mlp_out", "mlp.out", "mlp.post", "mlp.pre")),
-        (bool(words & _ATTENTION) and bool(words & _IN), ("ln_1", "resid_pre")),
-        (bool(words & _ATTENTION) and bool(words & _OUT), ("attn_out", "attn.out")),
-        (bool(words & _ATTENTION), ("attn_out", "attn.out", "attn.pattern", "attn.z")),
-        (bool(words & {"norm", "ln", "layernorm"}), ("ln_1", "ln_2")),
-        (bool(words & _STATES) and bool(words & _IN), ("resid_pre",)),
-        (bool(words & _STATES), ("resid_post",)),
-    )  # fmt: skip
-    return next((parts for holds, parts in rules if holds), ())
 
 
 # -- the user's own claims ------------------------------------------------------

@@ -16,12 +16,13 @@ from torch import Tensor
 from recon.auditing import designs, forms
 from recon.auditing.bench import Bench, Match
 from recon.auditing.calls import Call
-from recon.auditing.claims import Claim, Reader, Reading, words_of
+from recon.auditing.claims import Claim, Reader, Reading
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import allowance, apart
 from recon.auditing.pieces import REDUCED, piece, reduced
 from recon.auditing.refusing import refuse, unclaimed
 from recon.auditing.returned import unstacked
+from recon.auditing.wording import words_of
 from recon.sites import Site
 from recon.trace import Trace
 

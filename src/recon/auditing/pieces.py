@@ -11,12 +11,13 @@ from torch import Tensor
 from recon.auditing import formulas
 from recon.auditing.bench import Bench
 from recon.auditing.calls import Call
-from recon.auditing.claims import Claim, words_of
+from recon.auditing.claims import Claim
 from recon.auditing.handed import ANOTHER_ORDER, other_inputs
 from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
 from recon.auditing.passes import changed_values, same_bits
 from recon.auditing.quantities import Quantity
+from recon.auditing.wording import words_of
 from recon.sites import Site
 from recon.trace import Trace
 

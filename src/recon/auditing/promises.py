@@ -9,11 +9,11 @@ from functools import cached_property
 from torch import Tensor
 
 from recon.auditing.calls import Call
-from recon.auditing.claims import words_of
 from recon.auditing.handed import other_inputs
 from recon.auditing.identify import Catalogue
 from recon.auditing.judgement import Judgement
 from recon.auditing.passes import alike
+from recon.auditing.wording import words_of
 from recon.sites import Site
 from recon.trace import Trace
 
