@@ -18,7 +18,7 @@ def test_ctrl_c_in_a_capture_ends_with_130_and_leaves_whole_files_only(tmp_path)
     running = subprocess.Popen(
         [
             *(sys.executable, "-m", "recon", "capture", "bundled"),
-            *("--prompts", str(prompts), "--sites", "h.0.resid_post"),
+            *("--prompts", str(prompts), "--sites", "h.*.mlp.post"),
             *("--shard-size", "1", "--out", str(out)),
         ],
         stdout=subprocess.PIPE,
@@ -28,9 +28,11 @@ def test_ctrl_c_in_a_capture_ends_with_130_and_leaves_whole_files_only(tmp_path)
         # A shell's background job, which may run this test, ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    until = time.monotonic() + 60
-    while not list(out.glob("*.safetensors")) and time.monotonic() < until:
+    # A shard counts once the index names it.
+    index, until = out / "index.jsonl", time.monotonic() + 120
+    while not (index.exists() and "captures-00000" in index.read_text("utf-8")):
         time.sleep(0.05)
+        assert time.monotonic() < until
         assert running.poll() is None, running.communicate()
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
