@@ -187,6 +187,22 @@ def test_what_stands_in_each_others_places_is_one_finding(model, ids, names):
     assert sum(expected) == 2 * swapped
 
 
+@pytest.mark.parametrize(
+    ("name", "beyond"),
+    [
+        ("h.7.resid_post", "h.7.resid_post"),
+        ("blocks.9.hook_resid_pre", "h.9.resid_pre"),
+        ("transformer.h.12.mlp", "h.12.mlp_out"),
+        ("blocks.1.hook_resid_post", ""),
+    ],
+)
+def test_a_name_of_a_block_that_is_not_there_is_wrong(model, ids, name, beyond):
+    report = judged({name: captured(model, ids)["h.1.resid_post"]}, model, ids)
+    rules = [finding.rule.name for finding in report.findings]
+    assert rules == (["wrong-layer"] if beyond else [])
+    assert all(f"the model has no {beyond}" in f.message for f in report.findings)
+
+
 def test_one_damaged_value_is_told_by_its_place(model, ids):
     damaged = captured(model, ids)["h.1.mlp.pre"].clone()
     damaged[0, 3, 4] += damaged.std()

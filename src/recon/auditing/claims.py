@@ -53,6 +53,7 @@ class Claim:
     ``reduced`` the kind of mean, sum or maximum that it promises, ``over`` what it is
     to be taken over: rows, tokens, heads. What is ``shaped``
     is promised of a tensor with the shape of the site only, and nothing of others.
+    ``beyond`` is a site that only a deeper model has.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Claim:
     reduced: str = ""
     over: str = ""
     shaped: bool = False
+    beyond: Site | None = None
 
 
 class Reader:
@@ -96,7 +98,11 @@ class Reader:
         promises = vocabularies.read(name, self._names)
         if promises is not None:
             family = vocabularies.family(name) or family
-            return Claim(name, tuple(self._promised(promises)), family, strict=True)
+            read = tuple(self._promised(promises))
+            beyond = promises[0][0] if promises and not read else None
+            return Claim(name, read, family, strict=True, beyond=beyond)
+        if (deep := self._beyond(_WRAPPERS.sub("", name))) is not None:
+            return Claim(name, (), family, strict=True, beyond=deep)
         if strict := self._strict(_WRAPPERS.sub("", name)):
             return Claim(name, strict, family, strict=True)
         if self._names != "auto":
@@ -153,6 +159,17 @@ class Reader:
         readings += [Reading(_SHORT[name])] if name in _SHORT else []
         # h.3.mlp.out is a site of its own, and the output of the module h.3.mlp.
         return tuple(dict.fromkeys(readings))
+
+    def _beyond(self, name: str) -> Site | None:
+        """Return the site of a name that only a deeper model has."""
+        for spelling in _spellings(name):
+            try:
+                place = site(spelling)
+            except UnknownSiteError:
+                continue
+            if not self.exists(place):
+                return place
+        return None
 
     @property
     def last(self) -> Site:

@@ -43,6 +43,9 @@ def unclaimed(bench: Bench, one: Judgement) -> Judgement:
     else:
         near = bench.catalogue.near(one.tensor, (), lambda q: False)
         sentence, found = _in_words(one.name, near)
+    if one.claim.beyond is not None:
+        words = f"{sentence}; the model has no {one.claim.beyond}"
+        return replace(one, rule="wrong-layer", sentence=words, found=found)
     note = ("unclaimed", sentence)
     return replace(one, sentence=sentence, found=found, notes=(note,))
 
