@@ -6,20 +6,17 @@ The two rates are printed: pytest -s tests/test_audit_corpus.py -k rate
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
-import torch
-from torch.nn.modules import module as torch_module
 from transformers import GPT2LMHeadModel, GPT2Model
-from transformers.models.gpt2 import modeling_gpt2
 
 import recon
 from recon.auditing.rules import rule
 from tests.corpus import EDITS, RIGHT, WRONG, Case, Edit, Fault, Right, Wrong
+from tests.corpus.containing import contained
 
 FAMILIES = {
     "A": "A  the wrong thing selected",
@@ -29,36 +26,7 @@ FAMILIES = {
     "E": "E  execution mode",
     "n": "in no catalogue",
 }
-# What a function of the corpus may replace for the whole process.
-PATCHED = (
-    (modeling_gpt2, "eager_attention_forward"),
-    (modeling_gpt2.GPT2MLP, "forward"),
-)
 Audited = Callable[[Case], Any]
-
-
-@contextmanager
-def contained() -> Iterator[None]:
-    """Undo what a function leaves in the process, whether or not the audit does."""
-    patched = [(owner, name, getattr(owner, name)) for owner, name in PATCHED]
-    held = {
-        name: dict(hooks)
-        for name, hooks in vars(torch_module).items()
-        if name.startswith("_global_") and isinstance(hooks, dict)
-    }
-    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    try:
-        with torch.random.fork_rng([]):
-            yield
-    finally:
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)
-        torch.set_autocast_enabled("cpu", False)
-        for owner, name, value in patched:
-            setattr(owner, name, value)
-        for name, hooks in held.items():
-            getattr(torch_module, name).clear()
-            getattr(torch_module, name).update(hooks)
 
 
 @pytest.fixture(scope="session")

@@ -238,12 +238,12 @@ def test_a_capture_of_the_cache_is_no_wrong_one_where_there_is_none(model):
     ]
 
 
-def test_a_claim_about_a_name_that_is_not_there_is_refused(model, ids):
+def test_claims_about_names_that_are_not_there_are_refused(model, ids):
     captures = {"mine_1": captured(model, ids)["h.1.mlp.pre"]}
     claims = {"my_{l}": "h.{l}.mlp.pre"}
     with pytest.raises(recon.UsageError, match=r"no tensor .*; there are mine_1"):
         recon.audit_captures(captures, model, inputs={"input_ids": ids}, claims=claims)
-    claims = {"mine_{l}": "h.{l}.mlp.pre"}
+    claims |= {"mine_{l}": "h.{l}.mlp.pre"}
     given = {"inputs": {"input_ids": ids}, "claims": claims}
     assert recon.audit_captures(captures, model, **given).verdict == "clean"
 

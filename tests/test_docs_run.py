@@ -25,9 +25,6 @@ NOT_RUN = {
 # These have something to show: exit code 1, as their page says.
 FINDS = {
     "audit.md: recon audit hooks.py:capture",
-    "audit.md: recon audit hooks.py:capture --claim 'layer_{l}=h.{l}.resid_post' "
-    "--claim 'probe=ln_f'",
-    "audit.md: recon audit hooks.py:capture --claims claims.toml",
     "audit.md: recon audit hooks.py:capture --junit audit.xml --sarif audit.sarif",
     "profile.md: recon profile --target hooks.py:capture",
     "README.md: recon audit hooks.py:capture --model gpt2",

@@ -8,7 +8,7 @@ has several; which of them the code means is decided later, for all layers at on
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from recon.auditing import vocabularies, wording
@@ -313,10 +313,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{l\}", r"(?P<l>\d+)", 1))
 
 
-def unused(claims: Iterable[str], names: Collection[str]) -> list[str]:
-    """Return the claims that none of the names is read by."""
-    return [
-        claim
-        for claim in claims
-        if not any(_pattern(claim).fullmatch(name) for name in names)
-    ]
+def concern(claims: Iterable[str], names: Iterable[str]) -> bool:
+    """Whether any of the claims is about one of the names."""
+    patterns = [_pattern(claim) for claim in claims]
+    return any(pattern.fullmatch(name) for name in names for pattern in patterns)

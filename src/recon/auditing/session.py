@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recon import gpt2
 from recon.auditing.calls import Call, Caller
-from recon.auditing.claims import unused
+from recon.auditing.claims import concern
 from recon.auditing.findings import AuditReport
 from recon.auditing.outcome import Outcome
 from recon.auditing.returned import take_apart
@@ -55,8 +55,8 @@ def audit(
     or the time of a thousand passes if that is more.
 
     Raises UnsupportedError for a model that is no GPT-2, UsageError for an unknown rule
-    or site, and for a claim about a name that no tensor has. What the function raises
-    is a finding.
+    or site, and for claims of which none is about a tensor that it returned. What the
+    function raises is a finding.
     """
     begun = time.perf_counter()
     require_seconds(timeout)
@@ -142,14 +142,15 @@ def audit_captures(
 
 
 def _require_used(claims: Mapping[str, str], outcome: Outcome) -> None:
-    """Refuse claims about names that are not there: what they meant went unjudged."""
+    """Refuse claims if all are about names that are not there: none was judged."""
     names = {name for call in outcome.calls for name in call.returned.tensors}
     names |= {one.name for one in outcome.tensors}
-    if names and (idle := unused(claims, names)):
+    if names and claims and not concern(claims, names):
         shown = ", ".join(sorted(names)[:_MOST_SHOWN])
         more = ", ..." if len(names) > _MOST_SHOWN else ""
         raise UsageError(
-            f"claim {idle[0]!r}: no tensor has such a name; there are {shown}{more}"
+            f"claim {next(iter(claims))!r}: no tensor has such a name; "
+            f"there are {shown}{more}"
         )
 
 
