@@ -203,6 +203,19 @@ def test_a_name_of_a_block_that_is_not_there_is_wrong(model, ids, name, beyond):
     assert all(f"the model has no {beyond}" in f.message for f in report.findings)
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ("h.1.attn.out", "h.1.attn.out (bit-identical), in layout B T D; "
+         "so is h.1.attn_out"),
+        ("h.1.attn.q", "h.1.attn.q (bit-identical), in layout B H T d"),
+    ],
+)  # fmt: skip
+def test_ties_are_told_as_ties(model, ids, found, words):
+    report = judged({"something": captured(model, ids)[found]}, model, ids)
+    assert [one.message for one in report.findings] == [f"`something` is {words}"]
+
+
 def test_one_damaged_value_is_told_by_its_place(model, ids):
     damaged = captured(model, ids)["h.1.mlp.pre"].clone()
     damaged[0, 3, 4] += damaged.std()

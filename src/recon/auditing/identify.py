@@ -30,6 +30,7 @@ _NARROW = (torch.bfloat16, torch.float16, torch.float32)
 # A value such as a row of zeros is everywhere: more hits than these prove nothing.
 _MOST_HITS = 48
 _LONGEST_AXIS = 512
+_MOST_TIES = 3
 _WORDS = {"B": "row", "T": "token", "H": "head", "N": "position", "V": "token id"}
 
 
@@ -79,6 +80,15 @@ class Exact:
             f", {self.layout}",
         ]
         return "".join(pieces)
+
+    @property
+    def tied(self) -> str:
+        """Say what else has the same bits, as dropout in eval mode; empty if none."""
+        labels = (one.label for one in self.ties)
+        others = [one for one in dict.fromkeys(labels) if one != self.quantity.label]
+        more = ", ..." if len(others) > _MOST_TIES else ""
+        shown = ", ".join(others[:_MOST_TIES])
+        return f"; so is {shown}{more}" if others else ""
 
     def _range(self) -> Iterator[str]:
         if self.picked:

@@ -34,7 +34,8 @@ def unclaimed(bench: Bench, one: Judgement) -> Judgement:
     """Identify a tensor whose name promises nothing."""
     exact = bench.exact(one.tensor, ())
     if exact is not None:
-        sentence, found = f"`{one.name}` is {exact.words}", exact.quantity.label
+        sentence = f"`{one.name}` is {exact.words}{exact.tied}"
+        found = exact.quantity.label
         late = (("other-run", sentence),) if exact.quantity.run else ()
         if late:
             return replace(one, rule="other-run", sentence=sentence, found=found)
@@ -214,10 +215,11 @@ def _shifted(bench: Bench, one: Judgement, claimed: Site) -> str:
 def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
     """Say which other quantity a tensor is, bit for bit, and which rule that breaks."""
     # Of what is equal, a dropout in eval mode for one, the likest to the claim is told.
-    same = [q for q in (exact.quantity, *exact.ties) if q.site.part == claimed.part]
-    exact = replace(exact, quantity=same[0]) if same else exact
+    equal = (exact.quantity, *exact.ties)
+    same = [q for q in equal if q.site.part == claimed.part]
+    exact = replace(exact, quantity=same[0], ties=equal) if same else exact
     actual = exact.quantity
-    sentence = f"`{one.name}` is {exact.words}, not {one.reading}"
+    sentence = f"`{one.name}` is {exact.words}, not {one.reading}{exact.tied}"
     one = replace(one, sentence=sentence, found=actual.label)
     if actual.run:
         return replace(one, rule="other-run")
