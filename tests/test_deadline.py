@@ -168,6 +168,7 @@ def test_time_that_is_up_while_garbage_is_collected_is_told_after_it():
         gc.collect()
         loops()
 
+    others = len(gc.callbacks)
     gc.callbacks.append(slowly)
     try:
         # What a callback of the collector raises is dropped, with a warning.
@@ -175,3 +176,23 @@ def test_time_that_is_up_while_garbage_is_collected_is_told_after_it():
             within(SOON, collects)
     finally:
         gc.callbacks.remove(slowly)
+    assert len(gc.callbacks) == others
+
+
+def test_time_that_is_up_in_the_finalizer_of_garbage_is_told_after_it():
+    class Slow:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            until = time.monotonic() + 3 * SOON
+            while time.monotonic() < until:
+                pass
+
+    def collects():
+        Slow()
+        gc.collect()
+        loops()
+
+    with pytest.raises(NeverEndsError):
+        within(SOON, collects)

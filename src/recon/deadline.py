@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from pathlib import Path
@@ -145,16 +145,18 @@ def _signal_raises(watched: _Watched) -> Iterator[None]:
     tracing = sys.gettrace()
 
     def told(number: int, frame: FrameType | None) -> None:
-        if not _is_inside(frame) or _is_collecting(frame):
+        if collector.runs or not _is_inside(frame):
             return
         if watched.times >= _PATIENCE:
             _stop_at_next_line(frame)
         raise TimeUpError
 
+    collector = _Collector()
     signal.signal(_SIGNAL, told)
     watched.signal = _SIGNAL
     try:
-        yield
+        with collector:
+            yield
     finally:
         if watched.times >= _PATIENCE:
             sys.settrace(tracing)
@@ -197,12 +199,28 @@ def _is_inside(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _is_collecting(frame: FrameType | None) -> bool:
-    """Whether a callback of the garbage collector runs, which drops what it raises."""
-    callbacks = {getattr(one, "__code__", None) for one in gc.callbacks}
-    while frame is not None and frame.f_code not in callbacks:
-        frame = frame.f_back
-    return frame is not None
+class _Collector:
+    """Knows whether garbage is collected: what its finalizers raise is dropped.
+
+    So is what callbacks of the collector raise, and those of weak references.
+    """
+
+    runs = False
+
+    def __enter__(self) -> None:
+        gc.callbacks.insert(0, self._begins)
+        gc.callbacks.append(self._ends)
+
+    def __exit__(self, *_: object) -> None:
+        for one in (self._begins, self._ends):
+            with suppress(ValueError):  # the code may have taken it off
+                gc.callbacks.remove(one)
+
+    def _begins(self, phase: str, info: object) -> None:
+        self.runs = self.runs or phase == "start"
+
+    def _ends(self, phase: str, info: object) -> None:
+        self.runs = self.runs and phase != "stop"
 
 
 # -- where it stood ------------------------------------------------------------------
