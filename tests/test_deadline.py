@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from traceback import FrameSummary, StackSummary
 
 import pytest
 
@@ -196,3 +197,12 @@ def test_time_that_is_up_in_the_finalizer_of_garbage_is_told_after_it():
 
     with pytest.raises(NeverEndsError):
         within(SOON, collects)
+
+
+def test_where_code_stood_is_told_by_a_line_of_a_file():
+    made = FrameSummary("<string>", 1, "<lambda>", lookup_line=False)
+    theirs = FrameSummary("hooks.py", 7, "capture", lookup_line=False)
+    told = NeverEndsError(1.0, StackSummary.from_list([theirs, made]))
+    assert str(told).endswith("it stood at hooks.py, line 7, in capture")
+    told = NeverEndsError(1.0, StackSummary.from_list([made]))
+    assert str(told).endswith("it stood at <string>, line 1, in <lambda>")

@@ -238,11 +238,13 @@ def _stack(frame: FrameType | None) -> StackSummary:
 
 
 def _place(stack: StackSummary) -> str:
-    """Name the innermost line that is in no library."""
+    """Name the innermost line that is in no library, and in a file if one is."""
     theirs = [one for one in stack if not _of_a_library(one.filename)] or list(stack)
-    if not theirs:
+    # A named tuple is made by code that the standard library wrote into a string.
+    written = [one for one in theirs if one.filename != "<string>"] or theirs
+    if not written:
         return ""
-    file, line, function, _ = theirs[-1]
+    file, line, function, _ = written[-1]
     return f"; it stood at {Path(file).name}, line {line}, in {function}"
 
 
