@@ -206,8 +206,8 @@ def test_a_name_of_a_block_that_is_not_there_is_wrong(model, ids, name, beyond):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ("h.1.attn.out", "h.1.attn.out (bit-identical), in layout B T D; "
-         "so is h.1.attn_out"),
+        ("h.1.attn.out", "h.1.attn.out (bit-identical), in layout B T D, "
+         "as is h.1.attn_out"),
         ("h.1.attn.q", "h.1.attn.q (bit-identical), in layout B H T d"),
     ],
 )  # fmt: skip

@@ -88,7 +88,7 @@ class Exact:
         others = [one for one in dict.fromkeys(labels) if one != self.quantity.label]
         more = ", ..." if len(others) > _MOST_TIES else ""
         shown = ", ".join(others[:_MOST_TIES])
-        return f"; so is {shown}{more}" if others else ""
+        return f", as is {shown}{more}" if others else ""
 
     def _range(self) -> Iterator[str]:
         if self.picked:

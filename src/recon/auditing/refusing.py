@@ -219,7 +219,7 @@ def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
     same = [q for q in equal if q.site.part == claimed.part]
     exact = replace(exact, quantity=same[0], ties=equal) if same else exact
     actual = exact.quantity
-    sentence = f"`{one.name}` is {exact.words}, not {one.reading}{exact.tied}"
+    sentence = f"`{one.name}` is {exact.words}{exact.tied}, not {one.reading}"
     one = replace(one, sentence=sentence, found=actual.label)
     if actual.run:
         return replace(one, rule="other-run")
