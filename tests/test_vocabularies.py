@@ -176,3 +176,12 @@ def test_names_decide_what_a_name_promises(run):
     assert report.tensors[0].claim == "h.1.attn.z"
     report = audit_captures(made, model, inputs={"input_ids": ids}, names="hf")
     assert report.tensors[0].status == "unclaimed"
+
+
+@pytest.mark.parametrize(
+    ("names", "beyond"), [("auto", "h.9.mlp_out"), ("hf", "h.9.mlp_out"), ("recon", "")]
+)
+def test_a_block_that_is_not_there_is_missed_in_the_vocabulary_asked_for(names, beyond):
+    claim = Reader(depth=3, tied_last=True, names=names).read("transformer.h.9.mlp")
+    assert str(claim.beyond or "") == beyond
+    assert not claim.readings

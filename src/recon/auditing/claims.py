@@ -51,9 +51,9 @@ class Claim:
     ``soft`` ones hold words that recon does not know: they may mean something else.
     ``token`` is ``last`` or ``first`` for a loose name that promises that token,
     ``reduced`` the kind of mean, sum or maximum that it promises, ``over`` what it is
-    to be taken over: rows, tokens, heads. What is ``shaped``
-    is promised of a tensor with the shape of the site only, and nothing of others.
-    ``beyond`` is a site that only a deeper model has.
+    to be taken over: rows, tokens, heads. What is ``shaped`` is promised of a tensor
+    with the shape of the site only, and nothing of others. ``beyond`` is a site that
+    only a deeper model has.
     """
 
     name: str
@@ -150,26 +150,27 @@ class Reader:
             if (state := _STATE.fullmatch(spelling)) is not None:
                 place = self.state(int(state[1]))
                 return (Reading(place),) if place is not None else ()
-            try:
-                place = site(spelling)
-            except UnknownSiteError:
-                continue
-            if vocabularies.speaks(self._names, spelling, place) and self.exists(place):
-                readings += (Reading(place), *_other_forms(spelling, place))
+        for spelling, spelt in self._spelt(name):
+            if self.exists(spelt):
+                readings += (Reading(spelt), *_other_forms(spelling, spelt))
         readings += [Reading(_SHORT[name])] if name in _SHORT else []
         # h.3.mlp.out is a site of its own, and the output of the module h.3.mlp.
         return tuple(dict.fromkeys(readings))
 
     def _beyond(self, name: str) -> Site | None:
         """Return the site of a name that only a deeper model has."""
+        places = (place for _, place in self._spelt(name))
+        return next((place for place in places if not self.exists(place)), None)
+
+    def _spelt(self, name: str) -> Iterator[tuple[str, Site]]:
+        """Yield the sites that a name may spell in the vocabularies asked for."""
         for spelling in _spellings(name):
             try:
                 place = site(spelling)
             except UnknownSiteError:
                 continue
-            if not self.exists(place):
-                return place
-        return None
+            if vocabularies.speaks(self._names, spelling, place):
+                yield spelling, place
 
     @property
     def last(self) -> Site:

@@ -163,8 +163,8 @@ def _but_for(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
         known = known.cpu()
         room = allowance(mine.dtype) * float(known.abs().amax())
         differs = (mine - known).abs() > room
-        places = differs.nonzero().tolist()
-        if 0 < len(places) <= min(_FEW, differs.numel() // 4):
+        if 0 < int(differs.sum()) <= min(_FEW, differs.numel() // 4):
+            places = differs.nonzero().tolist()
             which = ", ".join(str(place) for place in places[:_MOST_SHOWN])
             more = ", ..." if len(places) > _MOST_SHOWN else ""
             several = "s" if len(places) > 1 else ""
