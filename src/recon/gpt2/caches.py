@@ -17,8 +17,11 @@ NAMES = ("past_key_values", "past_key_value", "cache")
 
 def among(named: Mapping[str, Any]) -> Any:
     """Return the cache among arguments or outputs by name; None if there is none."""
-    found = (named[name] for name in NAMES if name in named)
-    return next((cache for cache in found if cache is not None), None)
+    for name in NAMES:
+        cache = named.get(name)
+        if cache is not None:
+            return cache
+    return None
 
 
 def halves(cache: Any) -> tuple[Any, Any]:

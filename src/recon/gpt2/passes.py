@@ -73,9 +73,9 @@ def received(
 
 def _with_present(output: Any, mask: Tensor | None, queries: int) -> Received:
     """Read what up to version 4.51 an attention returns in place of a cache."""
-    several = output if isinstance(output, tuple) else ()
-    pair = next((one for one in several[1:2] if isinstance(one, tuple)), None)
-    return Received(mask, queries) if pair is None else _with_pair(pair, mask, queries)
+    if type(output) is tuple and len(output) > 1 and isinstance(output[1], tuple):
+        return _with_pair(output[1], mask, queries)
+    return Received(mask, queries)
 
 
 def _with_pair(
@@ -107,7 +107,6 @@ class Start:
     embeddings: Tensor | None
     tokens: Tensor | None
     logits_to_keep: int | Tensor
-    autocast: torch.dtype | None
     grad: bool
     backends: tuple[bool, ...]
 
@@ -122,7 +121,6 @@ class Start:
             embeddings=embeddings,
             tokens=tokens,
             logits_to_keep=given.get("logits_to_keep", 0),
-            autocast=_autocast(_kind(tokens)),
             grad=torch.is_grad_enabled(),
             backends=sdp_backends(),
         )
@@ -205,9 +203,7 @@ def facts(
     problems += unmade
     attention, unclear = _attention_facts(parts, start, end, notes)
     return Facts(
-        environment=_environment(
-            parts, start, end, _autocast_noted(parts, start, notes)
-        ),
+        environment=_environment(parts, start, end, _autocast_noted(parts, notes)),
         depth=len(parts.layers),
         heads=config.n_head,
         width=config.n_embd,
@@ -261,7 +257,6 @@ def with_weights(
         embeddings=known.given.get(Site("wte")),
         tokens=None,
         logits_to_keep=keep,
-        autocast=known.environment.autocast,
         grad=known.environment.grad,
         backends=(),
     )
@@ -283,11 +278,9 @@ def with_weights(
     )
 
 
-def _autocast_noted(
-    parts: Parts, start: Start, notes: Mapping[str, list[Any]]
-) -> torch.dtype | None:
+def _autocast_noted(parts: Parts, notes: Mapping[str, list[Any]]) -> torch.dtype | None:
     calls = notes.get(f"{parts.prefix}wpe")
-    return calls[0].autocast if calls else start.autocast
+    return calls[0].autocast if calls else None
 
 
 def _environment(
