@@ -6,6 +6,7 @@ import torch
 from transformers import StaticCache
 
 import recon
+from tests.versions import CACHE
 
 # Every test here is watched by the plugin: hooks or tensors that stay fail it.
 pytestmark = pytest.mark.recon_no_leaks
@@ -381,8 +382,8 @@ def test_the_facts_are_what_each_attention_received(make_model, ids, attention):
 def test_a_cached_step_knows_what_came_before_it(model, ids):
     cache = StaticCache(model.config, max_cache_len=20)
     with torch.no_grad(), recon.capture(model, keep="all") as recorder:
-        model(ids, past_key_values=cache, use_cache=True)
-        model(ids[:, :2], past_key_values=cache, use_cache=True)
+        model(ids, **{CACHE: cache}, use_cache=True)
+        model(ids[:, :2], **{CACHE: cache}, use_cache=True)
     first, second = (
         trace.facts.attention[recon.site("h.2.attn_out")] for trace in recorder.traces
     )
