@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
@@ -115,6 +116,21 @@ def test_an_edit_that_is_put_back_is_an_effect_and_no_wrong_capture(
     assert case.effects <= {finding.rule.code for finding in report.findings}, told(
         report
     )
+
+
+@pytest.mark.parametrize("case", [c for c in EDITS if c.found], ids=name_of)
+def test_a_capture_beside_an_edit_is_told_to_be_of_before_or_after(
+    case: Edit, audited: Audited
+):
+    report = audited(case)
+    found = [
+        one
+        for finding in report.findings
+        if finding.rule.code == "RC123"
+        for one in finding.found
+    ]
+    assert [one for one in found if fnmatchcase(one, case.found)] == found, told(report)
+    assert found
 
 
 @pytest.mark.parametrize("case", WRONG, ids=name_of)

@@ -507,6 +507,10 @@ def skip_a_block(model):
     model.transformer.h[1] = torch.nn.Identity()
 
 
+def write_in_place(model):
+    model.transformer.h[1].mlp.act = torch.nn.ReLU(inplace=True)
+
+
 def compile_a_block(model):
     model.transformer.h[1].compile(backend="eager")
 
@@ -522,6 +526,7 @@ def compile_forward(model):
         (share_a_block, r"h\.2 is the same module as transformer\.h\.1"),
         (share_an_activation, r"h\.1\.mlp\.act is the same module as"),
         (skip_a_block, r"h\.1 is a Identity, expected GPT2Block"),
+        (write_in_place, r"h\.1\.mlp\.act writes into its own input"),
         (compile_a_block, r"h\.1 is compiled"),
         (compile_forward, "it is compiled"),
         (lambda m: m.compile(backend="eager"), "it is compiled"),

@@ -39,6 +39,19 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A module on the way through a model: the site it is given, and the one it makes.
+
+    ``path`` is that from the root.
+    """
+
+    path: str
+    module: nn.Module
+    takes: Site | None
+    gives: Site
+
+
+@dataclass(frozen=True)
 class Plan:
     """The taps of one model, and how the facts of a pass are had.
 

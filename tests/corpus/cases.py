@@ -42,7 +42,9 @@ class Case:
 
     ``maker`` says that the function makes the capture: one with a store of its own
     begins anew in each audit. ``prepare`` is done to the model first; ``model`` holds
-    options of the fixture ``make_model``.
+    options of the fixture ``make_model``. ``row`` is that of the fault catalogue; of a
+    right case one that is easily taken for a fault, or that is worth no more than a
+    note.
     """
 
     title: str
@@ -51,6 +53,7 @@ class Case:
     headed: bool = True
     prepare: Callable[[nn.Module], object] | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
+    row: str = ""
 
     @property
     def name(self) -> str:
@@ -70,20 +73,23 @@ class Right(Case):
 
 @dataclass(frozen=True, eq=False)
 class Edit(Case):
-    """Honest captures of an edited or stopped pass; ``effects`` are expected codes."""
+    """Honest captures of an edited or stopped pass; ``effects`` are expected codes.
+
+    ``found`` is what the capture beside an edit must be told to be.
+    """
 
     effects: frozenset[str] = frozenset()
+    found: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Wrong(Case):
     """A wrong capture, or one that harms the model: a row, and its faults."""
 
-    row: str = ""
     faults: tuple[Fault, ...] = ()
 
 
-_FIELDS = frozenset({"maker", "headed", "prepare"})
+_FIELDS = frozenset({"maker", "headed", "prepare", "row"})
 
 
 def _about(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +118,8 @@ def edit(title: str, *, effects: Collection[str] = ("RC204",), **about: Any) -> 
     """Register a function that edits or stops the pass, and puts everything back."""
 
     def register(function: Capture) -> Capture:
-        EDITS.append(Edit(title, function, effects=frozenset(effects), **_about(about)))
+        told = {"found": about.pop("found", ""), "effects": frozenset(effects)}
+        EDITS.append(Edit(title, function, **told, **_about(about)))
         return function
 
     return register

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager, suppress
 
 import torch
+from torch import nn
 
 from tests.corpus.cases import edit
 
@@ -45,7 +46,7 @@ def steered(model, input_ids):
     return store
 
 
-@edit("a steering vector, captured after it was added")
+@edit("a steering vector, captured after it was added", effects={"RC204", "RC123"})
 def steered_and_captured(model, input_ids):
     store = {}
     block = model.transformer.h[1]
@@ -206,3 +207,175 @@ def lower_blocks_only(model, input_ids):
             body.h = blocks
     # What leaves ln_f is the normed output of block 1, which no full pass computes.
     return {"early_exit": hidden}
+
+
+# -- captures beside the edit ------------------------------------------------------
+
+BESIDE = {"RC204", "RC123"}
+
+
+def _halve(module, args, output):
+    if isinstance(output, tuple):
+        return (output[0] * 0.5, *output[1:])
+    return output * 0.5
+
+
+def _beside(model, input_ids, path, name, hooks):
+    """Run once with two hooks on one module of block 1: an edit, and a capture."""
+    store = {}
+    hooks = [_store_output(store, name) if one is None else one for one in hooks]
+    module = model.transformer.h[1].get_submodule(path)
+    handles = [module.register_forward_hook(one) for one in hooks]
+    with torch.no_grad(), _hooks(*handles):
+        model(input_ids)
+    return store
+
+
+@edit(
+    "a block's output, captured before it is edited",
+    row="D11",
+    effects=BESIDE,
+    found="h.1.resid_post before the code's edit",
+)
+def block_before_its_edit(model, input_ids):
+    return _beside(model, input_ids, "", "h.1.resid_post", [None, _halve])
+
+
+@edit(
+    "a block's output, captured after it is edited",
+    row="D12",
+    effects=BESIDE,
+    found="h.1.resid_post after the code's edit",
+)
+def block_after_its_edit(model, input_ids):
+    return _beside(model, input_ids, "", "h.1.resid_post", [_halve, None])
+
+
+@edit(
+    "what an MLP adds, captured before it is edited",
+    row="D11",
+    effects=BESIDE,
+    found="h.1.mlp_out before the code's edit",
+)
+def mlp_before_its_edit(model, input_ids):
+    return _beside(model, input_ids, "mlp", "mlp_1", [None, _halve])
+
+
+@edit(
+    "what an MLP adds, captured after it is edited",
+    row="D12",
+    effects=BESIDE,
+    found="h.1.mlp_out after the code's edit",
+)
+def mlp_after_its_edit(model, input_ids):
+    return _beside(model, input_ids, "mlp", "mlp_1", [_halve, None])
+
+
+@edit(
+    "what attention adds, captured after it is edited",
+    row="D12",
+    effects=BESIDE,
+    found="h.1.attn_out after the code's edit",
+)
+def attention_after_its_edit(model, input_ids):
+    return _beside(model, input_ids, "attn", "attn_1", [_halve, None])
+
+
+@edit(
+    "a mean over tokens of what is edited",
+    row="D12",
+    effects=BESIDE,
+    found="h.1.resid_post averaged over tokens, after the code's edit",
+)
+def mean_after_the_edit(model, input_ids):
+    kept = _beside(model, input_ids, "", "layer_1_mean", [_halve, None])
+    return {name: value.mean(1) for name, value in kept.items()}
+
+
+@edit(
+    "queries cut out of an edited c_attn",
+    row="D12",
+    effects=BESIDE,
+    found="h.1.attn.q after the code's edit",
+)
+def queries_after_their_edit(model, input_ids):
+    width, heads = model.config.n_embd, model.config.n_head
+    kept = _beside(model, input_ids, "attn.c_attn", "h.1.attn.qkv", [_halve, None])
+    q = kept["h.1.attn.qkv"][..., :width].unflatten(-1, (heads, -1))
+    return {"h.1.attn.q": q.transpose(1, 2)}
+
+
+@edit(
+    "z by head, captured before a pre-hook edits it",
+    row="D11",
+    effects=BESIDE,
+    found="h.1.attn.z before the code's edit",
+)
+def z_before_its_edit(model, input_ids):
+    store, heads = {}, model.config.n_head
+    proj = model.transformer.h[1].attn.c_proj
+
+    def keep(module, args):
+        store["h.1.attn.z"] = args[0].unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    handles = [
+        proj.register_forward_pre_hook(one)
+        for one in (keep, lambda module, args: (args[0] * 0.5,))
+    ]
+    with torch.no_grad(), _hooks(*handles):
+        model(input_ids)
+    return store
+
+
+@edit(
+    "the same edit, with hidden states whose hooks were there before it",
+    row="D13",
+    effects=BESIDE,
+    found="h.1.resid_post before the code's edit",
+)
+def states_of_before_the_edit(model, input_ids):
+    block = model.transformer.h[1]
+    with torch.no_grad():
+        model(input_ids[:, :1], output_hidden_states=True)  # hooks stay from now on
+        with _hooks(block.register_forward_hook(_halve)):
+            out = model(input_ids, output_hidden_states=True)
+    return {"hidden_states": out.hidden_states}
+
+
+@edit("the same edit, with hidden states whose hooks come after it", row="D13")
+def states_of_after_the_edit(model, input_ids):
+    with (
+        torch.no_grad(),
+        _hooks(model.transformer.h[1].register_forward_hook(_halve)),
+    ):
+        out = model(input_ids, output_hidden_states=True)
+    return {"hidden_states": out.hidden_states}
+
+
+class _Shifted(nn.Module):
+    """Stands before a block, keeps what that returns, and adds to it."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args, **kwargs):
+        self.kept = self.block(*args, **kwargs)
+        return self.kept + 1.0
+
+
+@edit(
+    "a wrapper that steers a block, and keeps the block's own output",
+    effects=BESIDE,
+    found="h.1.resid_post as block makes it inside of the _Shifted at *",
+)
+def kept_by_a_wrapper(model, input_ids):
+    blocks = model.transformer.h
+    block, wrapper = blocks[1], _Shifted(blocks[1])
+    blocks[1] = wrapper
+    try:
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        blocks[1] = block
+    return {"layer_1": wrapper.kept}

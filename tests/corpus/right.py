@@ -291,7 +291,7 @@ def returns_output(model, input_ids):
     return {name: value.detach() for name, value in store.items()}
 
 
-@right("under the gradient, not detached", notes={"RC302"})
+@right("under the gradient, not detached", notes={"RC302"}, row="C9")
 def with_graph(model, input_ids):
     store = {}
     handles = [
@@ -309,7 +309,7 @@ def with_graph(model, input_ids):
     return store
 
 
-@right("under inference_mode", notes={"RC305"})
+@right("under inference_mode", notes={"RC305"}, row="C11")
 def in_inference_mode(model, input_ids):
     store = {}
     with ExitStack() as stack:
@@ -728,7 +728,7 @@ def prompt_pass_of_generate(model, input_ids):
 # -- other ways to run ---------------------------------------------------------
 
 
-@right("row by row, concatenated")
+@right("row by row, concatenated", row="E18")
 def row_by_row(model, input_ids):
     rows = []
     with torch.no_grad():
@@ -741,7 +741,7 @@ def row_by_row(model, input_ids):
     }
 
 
-@right("the prompt in two pieces, with a cache between them")
+@right("the prompt in two pieces, with a cache between them", row="E18")
 def in_two_pieces(model, input_ids):
     cache, pieces = None, []
     with torch.no_grad():
@@ -761,7 +761,7 @@ def in_two_pieces(model, input_ids):
     }
 
 
-@right("a bfloat16 model", dtype=torch.bfloat16)
+@right("a bfloat16 model", dtype=torch.bfloat16, row="E14")
 def half_model(model, input_ids):
     blocks = model.transformer.h
     modules = {f"h_{i}_attn_out": block.attn for i, block in enumerate(blocks)}
@@ -881,7 +881,7 @@ def last_tokens(model, input_ids, attention_mask=None):
     return {name: value[rows, last] for name, value in outputs.items()}
 
 
-@right("the last token as a view of all tokens", notes={"RC303"})
+@right("the last token as a view of all tokens", notes={"RC303"}, row="C6")
 def last_token_views(model, input_ids):
     modules = {f"layer_{i}_last": b for i, b in enumerate(model.transformer.h)}
     outputs = _outputs(model, modules, input_ids)
@@ -1186,7 +1186,11 @@ def logit_lens(model, input_ids):
     return {f"logit_lens_{i}": one for i, one in enumerate([*lens, out.logits])}
 
 
-@right("gradients from full backward hooks, taken off after the pass", notes={"RC203"})
+@right(
+    "gradients from full backward hooks, taken off after the pass",
+    notes={"RC203"},
+    row="C12",
+)
 def gradients_of_mlps(model, input_ids):
     grads, handles = {}, []
     for i, block in enumerate(model.transformer.h):
@@ -1259,7 +1263,7 @@ def rows_of_real_tokens(model, input_ids, attention_mask):
     return kept
 
 
-@right("patterns of a pass with another kernel, which is put back")
+@right("patterns of a pass with another kernel, which is put back", row="E22")
 def patterns_of_eager_attention(model, input_ids, attention_mask=None):
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -1349,3 +1353,109 @@ def _before_last_norm(model, input_ids):
         model(input_ids)
     hook.remove()
     return kept[0]
+
+
+# -- easily taken for faults -----------------------------------------------------
+
+
+@right(
+    "the last block's output beside the last hidden state, which is normed", row="A6"
+)
+def last_residual_and_last_state(model, input_ids):
+    last = len(model.transformer.h) - 1
+    kept = _outputs(model, {f"h.{last}.resid_post": model.transformer.h[-1]}, input_ids)
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+    return {**kept, "hidden_states": states}
+
+
+def _encoder_states(model, input_ids):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(input_ids), 5, model.config.n_embd, generator=generator)
+
+
+@right(
+    "resid_mid as a sum with what cross-attention adds",
+    row="A31",
+    add_cross_attention=True,
+)
+def resid_mid_with_cross_attention(model, input_ids):
+    before, blocks = {}, dict(enumerate(model.transformer.h))
+    modules = {("attn", i): block.attn for i, block in blocks.items()}
+    modules |= {("cross", i): block.crossattention for i, block in blocks.items()}
+    with ExitStack() as stack:
+        for i, block in blocks.items():
+
+            def keep(module, args, i=i):
+                before[i] = args[0]
+
+            stack.callback(block.register_forward_pre_hook(keep).remove)
+        states = _encoder_states(model, input_ids)
+        added = _outputs(model, modules, input_ids, encoder_hidden_states=states)
+    return {
+        f"h.{i}.resid_mid": before[i] + added["attn", i] + added["cross", i]
+        for i in blocks
+    }
+
+
+@right(
+    "states of the other kernel, with rows in which no key is seen",
+    row="E13",
+    attention="sdpa",
+    notes={"RC219"},
+)
+def states_of_the_other_kernel(model, input_ids, attention_mask):
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            out = model(
+                input_ids, attention_mask=attention_mask, output_hidden_states=True
+            )
+    finally:
+        model.set_attn_implementation(before)
+    return {"hidden_states": out.hidden_states}
+
+
+@right(
+    "positions are left to the model, which counts padding", row="E11", notes={"RC219"}
+)
+def positions_left_to_the_model(model, input_ids, attention_mask):
+    blocks = {f"layer_{i}": block for i, block in enumerate(model.transformer.h)}
+    return _outputs(model, blocks, input_ids, attention_mask=attention_mask)
+
+
+@right("positions counted from the mask, as generate does", row="E11")
+def positions_from_the_mask(model, input_ids, attention_mask):
+    blocks = {f"layer_{i}": block for i, block in enumerate(model.transformer.h)}
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return _outputs(
+        model,
+        blocks,
+        input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions,
+    )
+
+
+@right("states of a float16 model", row="E14", dtype=torch.float16)
+def states_in_half_precision(model, input_ids):
+    with torch.no_grad():
+        out = model(input_ids, output_hidden_states=True)
+    return {"hidden_states": out.hidden_states}
+
+
+@right("token by token, with a cache between them", row="E18")
+def token_by_token(model, input_ids):
+    cache, pieces = None, []
+    with torch.no_grad():
+        for ids in input_ids.split(1, dim=1):
+            out = model(
+                ids, **{CACHE: cache}, use_cache=True, output_hidden_states=True
+            )
+            cache = out.past_key_values
+            pieces.append(out.hidden_states)
+    return {
+        f"hidden_states.{i}": torch.cat(states, 1)
+        for i, states in enumerate(zip(*pieces, strict=True))
+    }

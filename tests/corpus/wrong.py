@@ -394,6 +394,60 @@ def prefix_forgotten(model, input_ids):
     return collect(model, input_ids, places)
 
 
+class Adapted(nn.Module):
+    """Adds a low-rank product to what a linear map makes, as LoRA does."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        into, out = base_layer.weight.shape
+        self.base_layer = base_layer
+        self.down = torch.randn(into, 2, generator=generator) * 0.1
+        self.up = torch.randn(2, out, generator=generator) * 0.1
+
+    def forward(self, x):
+        return self.base_layer(x) + x @ self.down @ self.up
+
+
+def adapt(model):
+    """Put an adapter around every c_attn, as libraries for fine-tuning do."""
+    for block in model.transformer.h:
+        block.attn.c_attn = Adapted(block.attn.c_attn)
+
+
+@wrong(row="A23", rules={"RC106"}, sites="h.1.attn.qkv")
+def hooked_before_wrapping(model, input_ids):
+    """A hook is set, then the module is wrapped: the hook stays on the inner one."""
+    store = {}
+    attention = model.transformer.h[1].attn
+    plain = attention.c_attn
+    handle = plain.register_forward_hook(
+        lambda m, a, o: store.update({"transformer.h.1.attn.c_attn": o})
+    )
+    try:
+        attention.c_attn = Adapted(plain)
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        attention.c_attn = plain
+        handle.remove()
+    return store
+
+
+@wrong(row="A23", rules={"RC106"}, sites="h.*.attn.qkv", prepare=adapt)
+def base_of_an_adapter(model, input_ids):
+    """In an adapted model the base layer is hooked, for what c_attn makes."""
+    return outputs(model, input_ids, "h.{}.attn.qkv", "attn.c_attn.base_layer")
+
+
+@wrong(row="A23", rules={"RC106"}, sites="h.*.attn.v", prepare=adapt)
+def values_of_a_base_layer(model, input_ids):
+    """Values cut out of the base layer's output, under a loose name."""
+    width = model.config.n_embd
+    found = outputs(model, input_ids, "layer_{}_v", "attn.c_attn.base_layer")
+    return {name: x[..., 2 * width :].clone() for name, x in found.items()}
+
+
 @wrong(row="A25", rules={"RC110"})
 def kwargs_unseen(model, input_ids):
     """A pre-hook without kwargs, where everything is passed by keyword."""
@@ -487,6 +541,26 @@ def token_types_overwrite(model, input_ids):
         {"wte": (model.transformer.wte, OUT)},
         token_type_ids=torch.full_like(input_ids, 3),
     )
+
+
+@wrong(
+    row="A31",
+    rules={"RC101", "RC106"},
+    sites="h.*.resid_mid",
+    add_cross_attention=True,
+)
+def mid_without_cross_attention(model, input_ids):
+    """resid_mid as resid_pre + attn_out, where cross-attention adds to it, too."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(input_ids), 5, model.config.n_embd)
+    given = {"encoder_hidden_states": torch.randn(shape, generator=generator)}
+    places = {("pre", i): (block, IN) for i, block in numbered(model)}
+    places |= {("attn", i): (block.attn, OUT) for i, block in numbered(model)}
+    found = collect(model, input_ids, places, **given)
+    return {
+        f"h.{i}.resid_mid": found["pre", i] + found["attn", i]
+        for i, _ in numbered(model)
+    }
 
 
 # -- B: the wrong layout or the wrong formula ----------------------------------
@@ -834,6 +908,40 @@ def queries_zeroed_in_place(model, input_ids):
     return store
 
 
+@wrong(row="C4", rules={"RC301"}, sites="h.*.resid_post")
+def copies_that_are_none(model, input_ids):
+    """detach, cpu, float and contiguous copy nothing here, and an edit follows."""
+    store = {}
+
+    def keep(name, module, args, output):
+        store[name] = output.detach().cpu().float().contiguous()
+
+    def steer(module, args, output):
+        output.mul_(0.9)
+
+    pairs = []
+    for i, block in numbered(model):
+        pairs += [(block, partial(keep, f"h.{i}.resid_post")), (block, steer)]
+    run_hooked(model, input_ids, pairs)
+    return store
+
+
+@wrong(row="C4", rules={"RC301"}, sites="h.1.mlp_out")
+def array_of_live_memory(model, input_ids):
+    """A numpy array shares the memory that a later hook edits, unseen by autograd."""
+    store = {}
+
+    def keep(module, args, output):
+        store["mlp_1"] = output.detach().numpy()
+
+    def steer(module, args, output):
+        output.data.add_(0.25)
+
+    mlp = model.transformer.h[1].mlp
+    run_hooked(model, input_ids, [(mlp, keep), (mlp, steer)])
+    return store
+
+
 @wrong(row="C7", rules={"RC304"})
 def cache_object(model, input_ids):
     """The cache that a hook saw is kept as the object it is."""
@@ -848,6 +956,60 @@ def cache_object(model, input_ids):
         torch.no_grad(),
     ):
         model(input_ids, use_cache=True)
+    return store
+
+
+@wrong(row="C11", rules={"RC403"})
+def probe_on_inference_tensors(model, input_ids):
+    """A probe is trained on what inference_mode made, which autograd cannot save."""
+    with torch.inference_mode():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+    probe = torch.zeros(states[1].shape[-1], requires_grad=True)
+    with torch.enable_grad():
+        (states[1] @ probe).sum().backward()
+    return {"h.0.resid_post": states[1]}
+
+
+@wrong(row="C12", rules={"RC403"})
+def edited_behind_a_backward_hook(model, input_ids):
+    """A full backward hook makes the output a view, which an edit in place breaks."""
+    store = {}
+
+    def steer(module, args):
+        store["h.2.resid_pre"] = args[0].detach().clone()
+        args[0].add_(0.5)
+
+    blocks = model.transformer.h
+    with (
+        blocks[1].register_full_backward_hook(lambda m, into, out: None),
+        blocks[2].register_forward_pre_hook(steer),
+        torch.enable_grad(),
+    ):
+        model(input_ids)
+    return store
+
+
+@wrong(row="C12", rules={"RC110"})
+def same_object_behind_a_backward_hook(model, input_ids):
+    """States are kept if handed on as they were made; behind such a hook none is."""
+    made, store = {}, {}
+
+    def keep(i, module, args, output):
+        made[i] = output
+
+    def compare(i, module, args):
+        if made.get(i - 1) is args[0]:
+            store[f"h.{i}.resid_pre"] = args[0].detach()
+
+    with ExitStack() as stack, torch.enable_grad():
+        for i, block in numbered(model):
+            for handle in (
+                block.register_full_backward_hook(lambda m, into, out: None),
+                block.register_forward_hook(partial(keep, i)),
+                block.register_forward_pre_hook(partial(compare, i)),
+            ):
+                stack.callback(handle.remove)
+        model(input_ids)
     return store
 
 

@@ -13,6 +13,7 @@ from recon.auditing.calls import Call
 from recon.auditing.identify import Catalogue, Exact
 from recon.auditing.near import allowance, apart, merged
 from recon.auditing.quantities import Quantity
+from recon.auditing.sides import sides
 from recon.certify import check as certified
 from recon.ops import Add, Same, split_heads
 from recon.sites import Site
@@ -26,12 +27,13 @@ _FOREIGN = 16.0
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """How a tensor agrees with one reading."""
+    """How a tensor agrees with one reading, and on which side of an edit, if beside."""
 
     exact: Exact | None = None
     gap: float = 0.0
     words: str = ""
     form: str = ""
+    side: str = ""
 
 
 class Bench:
@@ -51,7 +53,12 @@ class Bench:
         passes = [("", one) for one in (*ours, call.clean) if one is not None]
         if passes and passes[0][1].facts.shape != given:
             passes.reverse()
-        self.catalogue = Catalogue([*passes, *earlier], self.mask)
+        self.sides = [
+            side
+            for trace, edits in zip(call.passes, call.edits, strict=False)
+            for side in sides(trace, edits)
+        ]
+        self.catalogue = Catalogue([*passes, *earlier], self.mask, self.sides)
         self._seen: dict[int, Exact | None] = {}
 
     @property
@@ -74,6 +81,22 @@ class Bench:
                 tensor, lambda one: one.site in wanted and not one.form
             )
         return self._seen[key]
+
+    def likeliest(self, equal: Sequence[Quantity], place: Site) -> list[Quantity]:
+        """Order equal quantities: of a pass of the code, of the site, of no edit."""
+        clean = self.call.clean
+
+        def rank(one: Quantity) -> tuple[bool, ...]:
+            held = None if clean is None else clean.tensors.get(one.site)
+            idle = held is not None and held.data_ptr() == one.tensor.data_ptr()
+            return idle, one.site != place, bool(one.side)
+
+        return sorted(equal, key=rank)
+
+    def side_of(self, trace: Trace, place: Site) -> str:
+        """Say on which side of an edit a pass was recorded at a site, if beside one."""
+        own = (s for s in self.sides if s.own and s.trace is trace and s.place == place)
+        return next((side.words for side in own), "")
 
     def close(self, tensor: Tensor, made: Quantity, trace: Trace) -> Match | None:
         """Compare up to rounding; a certified bound decides where there is one."""

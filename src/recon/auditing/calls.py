@@ -19,10 +19,10 @@ from recon.auditing.flow import Cut, gradients_stop
 from recon.auditing.registering import Registered, registrations
 from recon.auditing.returned import Returned, take_apart
 from recon.auditing.signatures import Function, accepted, by_name, wanted
-from recon.auditing.situations import Situation
+from recon.auditing.situations import Situation, counted
 from recon.deadline import USUAL, NeverEndsError, within
 from recon.errors import ReconError
-from recon.recorder import Options, Recorder
+from recon.recorder import Edit, Onward, Options, Recorder
 from recon.trace import Trace
 from recon.watch import Change, Keeper, State, changes
 
@@ -39,11 +39,14 @@ class Call:
 
     ``passes`` are copies made as the model ran, ``aliases`` the same tensors by
     reference, so that later edits show; ``clean`` is the model's own run on these
-    inputs without the code, ``unmasked`` that without the mask, if there is one.
+    inputs without the code, ``unmasked`` that without the mask, if there is one, and
+    ``counted`` that with positions counted from where the text of each row begins, if
+    there is padding before it and no positions are given.
     ``hooks`` counts the hooks that the code registered, ``cleaned`` those that it took
     off again, and ``managed`` holds the numbers of those that a context manager made;
     ``broken`` says why hidden states would be missing afterwards, ``cut`` up to where
-    no gradient of each pass reaches; ``ended`` is False if its time was up.
+    no gradient of each pass reaches, ``edits`` what each was made to go on with in
+    place of what it had; ``ended`` is False if its time was up.
     """
 
     situation: Situation
@@ -62,6 +65,8 @@ class Call:
     cleaned: int = 0
     managed: frozenset[int] = frozenset()
     cut: tuple[Cut | None, ...] = ()
+    counted: Trace | None = None
+    edits: tuple[tuple[Edit, ...], ...] = ()
     ended: bool = True
 
 
@@ -150,8 +155,9 @@ class Caller:
         root = gpt2.base(self._model) if self._body else self._model
         copies = Recorder(gpt2.plan(root), Options(clone=True, keep="all"))
         aliases = Recorder(gpt2.plan(root), Options(keep="all", grad=True))
+        onward = Onward(gpt2.plan(root), gpt2.passages(root))
         with self._prepared(situation) as seen:
-            with gpt2.hooks_of_its_own(self._model), copies, aliases:
+            with gpt2.hooks_of_its_own(self._model), copies, aliases, onward:
                 run = self._run(situation)
                 broken = _broken(self._model)
             seen.append(run.after)
@@ -181,6 +187,8 @@ class Caller:
             len(run.made - {one.key for one in run.after.found}),
             frozenset(run.registered.managed),
             tuple(map(gradients_stop, same)),
+            self._counted(situation),
+            onward.edits,
             run.ended,
         )
 
@@ -251,6 +259,14 @@ class Caller:
             return None
         ids = situation.inputs["input_ids"]
         return self._by_itself(situation, {"input_ids": ids})
+
+    def _counted(self, situation: Situation) -> Trace | None:
+        mask = situation.inputs.get("attention_mask")
+        if mask is None or "position_ids" in situation.inputs or bool(mask[:, 0].all()):
+            return None
+        return self._by_itself(
+            situation, {**situation.inputs, "position_ids": counted(mask)}
+        )
 
     @contextmanager
     def _prepared(self, situation: Situation) -> Iterator[list[State]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recon.auditing.calls import Call
 from recon.auditing.findings import Finding
-from recon.auditing.near import apart
+from recon.auditing.near import allowance, apart
 from recon.auditing.passes import (
     first_changed,
     replayed,
@@ -62,6 +62,7 @@ def effects(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
     if ignored := _mask_ignored(call):
         yield ignored
     else:
+        yield from _padding_counted(call)
         yield from _result(call, earlier)
 
 
@@ -136,6 +137,33 @@ def _mask_ignored(call: Call) -> Finding | None:
                 run=call.situation.name,
             )
     return None
+
+
+def _padding_counted(call: Call) -> Iterator[Finding]:
+    """Say if the text of a row has other positions because of the padding before it."""
+    better, mask = call.counted, call.situation.inputs.get("attention_mask")
+    if better is None or mask is None:
+        return
+    shown, last = mask.bool(), Site("ln_f")
+    wanted = better.facts.ids[Site("wpe")].expand_as(mask)
+    for trace in call.passes:
+        ids = trace.facts.ids.get(Site("wpe"))
+        if ids is None or trace.facts.shape != mask.shape or last not in trace:
+            continue
+        late = ((ids != wanted) & shown).any(1).nonzero().flatten().tolist()
+        far = apart(better[last][shown], trace[last][shown])
+        if late and not far <= allowance(better[last].dtype):
+            row, start = late[0], int(shown[late[0]].int().argmax())
+            yield finding(
+                "padding-counted",
+                f"row {row} is padded on the left, and its text begins at position "
+                f"{int(ids.expand_as(mask)[row, start])}, not 0: ln_f of the text is "
+                f"off by {far:.2g} of its size from what it is without the padding",
+                places=[str(Site("wpe"))],
+                run=call.situation.name,
+                evidence={"rows": len(late), "distance": far},
+            )
+            return
 
 
 # -- does the model compute something else? --------------------------------------

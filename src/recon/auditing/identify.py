@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from recon.auditing.layouts import Layout, layout
 from recon.auditing.near import Near, Neighbourhood, allowance
 from recon.auditing.quantities import Quantity
 from recon.auditing.shelves import Shelf
+from recon.auditing.sides import Side, marked
 from recon.sites import Site
 from recon.trace import Trace
 
@@ -114,14 +115,19 @@ class Catalogue:
     """Everything that some passes computed, to look tensors up in.
 
     ``passes`` gives each trace with the words for its run, empty for the pass that is
-    asked for; the first of those is the one that formulas are applied to.
+    asked for; the first of those is the one that formulas are applied to. ``sides`` are
+    those of the edits in them.
     """
 
     def __init__(
-        self, passes: Iterable[tuple[str, Trace]], mask: Tensor | None = None
+        self,
+        passes: Iterable[tuple[str, Trace]],
+        mask: Tensor | None = None,
+        sides: Sequence[Side] = (),
     ) -> None:
         self._passes = list(passes)
         self._mask = mask
+        self._sides = sides
 
     @property
     def current(self) -> list[Trace]:
@@ -194,7 +200,9 @@ class Catalogue:
 
     @cached_property
     def _sites(self) -> list[Quantity]:
-        return [q for trace in self.current for q in quantities.computed(trace)]
+        recorded = (marked(trace, self._sides) for trace in self.current)
+        others = (one.quantities() for one in self._sides if not one.own)
+        return [*chain(*recorded), *chain(*others)]
 
     @cached_property
     def _computed(self) -> Shelf:

@@ -31,6 +31,9 @@ _DOUBTFUL = frozenset(
     {"unexplained", "wrong-formula", "wrong-terms", "wrong-shape", "other-run",
      "wrong-tokens", "dropped-batch"}
 )  # fmt: skip
+_OUTER = (
+    "Hook the module that stands at the path when the model runs, not an inner one."
+)
 
 
 class Judge:
@@ -146,9 +149,10 @@ class Judge:
         exact = self._bench.exact(tensor, [r.site for r in claim.readings])
         if exact is not None and not reading.form:
             same = [exact.quantity, *exact.ties]
-            for one in sorted(same, key=lambda one: one.site != reading.site):
-                meant = one.site in (reading.site, _received(reading.site))
-                if meant and not one.run and not one.form:
+            for one in self._bench.likeliest(same, reading.site):
+                places = [reading.site, _received(reading.site)]
+                places += [_sent(reading.site)] if one.side else []
+                if one.site in places and not one.run and not one.form:
                     return Match(replace(exact, quantity=one))
         if exact is not None and exact.layout.honest and not exact.quantity.run:
             return None
@@ -157,7 +161,15 @@ class Judge:
             if made is not None and (match := self._bench.close(tensor, made, trace)):
                 return match
             if match := self._as_reduced(tensor, reading, trace):
-                return match
+                return replace(match, side=self._bench.side_of(trace, reading.site))
+        return self._as_reduced_beside(tensor, reading)
+
+    def _as_reduced_beside(self, tensor: Tensor, reading: Reading) -> Match | None:
+        """Compare with means and the like of the other side of an edit."""
+        for side in self._bench.sides:
+            of = not side.own and side.place == reading.site
+            if of and (match := self._as_reduced(tensor, reading, side.trace)):
+                return replace(match, side=side.words)
         return None
 
     def _as_reduced(
@@ -183,14 +195,41 @@ class Judge:
         one = Judgement(claim.name, tensor, claim, reading)
         if match.exact is None:
             words = match.form or match.words or "up to rounding"
+            words += f", {match.side}" if match.side else ""
             sentence = f"`{claim.name}` is {reading.site} {words} (off {match.gap:.1e})"
             found = f"{reading.site} {words}"
             one = replace(one, sentence=sentence, found=found, form=match.form)
             if match.form.startswith(REDUCED):
-                return reduced(self._bench, one, match.form)
+                return beside(self._bench, reduced(self._bench, one, match.form), match)
             library = reading.form and _library_shows(reading)
             return replace(one, notes=(("by-design", sentence),)) if library else one
-        return piece(self._bench, one, match.exact)
+        return beside(self._bench, piece(self._bench, one, match.exact), match)
+
+
+def beside(bench: Bench, one: Judgement, match: Match) -> Judgement:
+    """Say on which side of an edit a tensor is that is right but for that.
+
+    What a module inside of another makes is not what goes on under the outer's name.
+    """
+    side = match.side if match.exact is None else match.exact.quantity.side
+    known = next((known for known in bench.sides if known.words == side), None)
+    if one.rule or known is None or not side:
+        return one
+    edit = known.edit
+    if edit.around and _named(edit.inner, one.name):
+        return one
+    if edit.around and (one.claim.strict or not edit.put):
+        words = f"{one.sentence}, and lacks what that adds"
+        cause = f"inside of the {edit.around.split()[0]}"
+        return replace(
+            one, rule="wrong-terms", sentence=words, mend=_OUTER, notes=(), cause=cause
+        )
+    return replace(one, notes=(*one.notes, ("edited-here", one.sentence)))
+
+
+def _named(inner: str, name: str) -> bool:
+    """Whether a name says that it is of an inner module."""
+    return inner.rpartition(".")[2] in name.split(".")
 
 
 def _library_shows(reading: Reading) -> bool:
@@ -202,6 +241,13 @@ def _received(place: Site) -> Site:
     """Return where a site's value arrives: an edit by a hook shows there first."""
     if place.part == "resid_post" and place.layer is not None:
         return Site("resid_pre", place.layer + 1)
+    return place
+
+
+def _sent(place: Site) -> Site:
+    """Return where a site's value comes from: an edit by a hook leaves it as it was."""
+    if place.part == "resid_pre" and place.layer:
+        return Site("resid_post", place.layer - 1)
     return place
 
 

@@ -149,7 +149,8 @@ def _rows_of(bench: Bench, exact: Exact) -> int:
 
 def _pass_of(bench: Bench, exact: Exact) -> Trace | None:
     found = exact.quantity.tensor
-    held = (t for t in bench.catalogue.current if _holds(t, exact.quantity))
+    traces = [*bench.catalogue.current, *(side.trace for side in bench.sides)]
+    held = (t for t in traces if _holds(t, exact.quantity))
     return next(held, None) if found.numel() else None
 
 
@@ -165,7 +166,7 @@ def _fewer_tokens(bench: Bench, exact: Exact) -> bool:
 def _overwritten(bench: Bench, one: Judgement, exact: Exact) -> str:
     """Say if a capture that is the edited value was meant to be the one before."""
     assert one.reading is not None
-    if exact.quantity.site == one.reading.site:
+    if exact.quantity.site == one.reading.site and not exact.quantity.side:
         return ""
     return overwritten(bench.call, one.name, one.tensor)
 

@@ -17,7 +17,8 @@ class Quantity:
     """A tensor that a pass computed at a site, or that a formula makes of it.
 
     ``axes`` name its axes (``B T D``); ``form`` says in words what was done to the site
-    (empty: nothing), ``run`` which pass it comes from (empty: the one asked for).
+    (empty: nothing), ``run`` which pass it comes from (empty: the one asked for),
+    ``side`` on which side of an edit it is, where the code edits that very site.
     """
 
     site: Site
@@ -25,11 +26,12 @@ class Quantity:
     axes: tuple[str, ...]
     form: str = ""
     run: str = ""
+    side: str = ""
 
     @property
     def label(self) -> str:
         """Say in words what it is: ``h.3.ln_1 without weight and bias``."""
-        words = f"{self.site} {self.form}".strip()
+        words = " ".join(filter(None, (str(self.site), self.form, self.side)))
         return f"{words} of {self.run}" if self.run else words
 
 

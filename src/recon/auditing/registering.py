@@ -14,6 +14,8 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
+from recon.recorder import onward
+
 
 @dataclass
 class Registered:
@@ -31,7 +33,7 @@ def registrations() -> Iterator[Registered]:
 
     def noting(self: RemovableHandle, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if _by_torch(sys._getframe(1)):
+        if _by_torch(sys._getframe(1)) or _by_recorder(sys._getframe(2)):
             return
         seen.keys.add(self.id)
         if _entering(sys._getframe(1)):
@@ -48,6 +50,11 @@ def _by_torch(frame: FrameType) -> bool:
     """Whether torch itself hooks a gradient, to call a module's backward hooks."""
     near = (frame, frame.f_back, frame.f_back and frame.f_back.f_back)
     return any(f and f.f_code.co_qualname.startswith("BackwardHook.") for f in near)
+
+
+def _by_recorder(frame: FrameType) -> bool:
+    """Whether recon itself hooks a module in a pass, to see what others make of it."""
+    return bool(frame.f_globals.get("__name__") == onward.__name__)
 
 
 def _entering(frame: FrameType | None) -> bool:

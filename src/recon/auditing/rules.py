@@ -164,6 +164,14 @@ RULES = (
         "The tensor is what the library that names it shows in place of the site.",
         "Say so where the captures are used; or load the weights as they are.",
     ),
+    Rule(
+        "RC123",
+        "edited-here",
+        "note",
+        "The code edits the model at this very site: the tensor is of before the edit, "
+        "or of after it.",
+        "Hooks run in the order in which they were made: say which side is meant.",
+    ),
     # -- RC2: what did the code do to the model? ---------------------------------
     Rule(
         "RC201",
@@ -291,6 +299,13 @@ RULES = (
         "error",
         "The tensors that the function was given hold other values than before.",
         "Clone what you edit: input_ids = input_ids.clone().",
+    ),
+    Rule(
+        "RC219",
+        "padding-counted",
+        "note",
+        "In a batch padded on the left, the model counts positions from the padding.",
+        "Give position_ids, as generate does: (attention_mask.cumsum(1) - 1).clamp(0).",
     ),
     # -- RC3: how are the captures stored? ---------------------------------------
     Rule(

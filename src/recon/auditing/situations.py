@@ -80,7 +80,7 @@ def situations(
         yield Situation("a batch padded on the right", _padded(first, right=True))
         left = _padded(first, right=False)
         if "position_ids" in takes:
-            left |= {"position_ids": _counted(left["attention_mask"])}
+            left |= {"position_ids": counted(left["attention_mask"])}
         yield Situation("a batch padded on the left", left)
     elif "position_ids" in takes:
         later = torch.arange(tokens, device=device).flip(0).expand(rows, -1)
@@ -102,11 +102,6 @@ def _lengths(config: Any) -> tuple[int, int]:
     return tokens, next(free, tokens)
 
 
-def _counted(mask: Tensor) -> Tensor:
-    """Return the positions of a text that is padded on the left, as users count."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
 def _padded(inputs: Mapping[str, Tensor], *, right: bool) -> dict[str, Tensor]:
     ids = inputs["input_ids"].clone()
     mask = torch.ones_like(ids)
@@ -115,3 +110,8 @@ def _padded(inputs: Mapping[str, Tensor], *, right: bool) -> dict[str, Tensor]:
         mask[row, place] = 0
         ids[row, place] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def counted(mask: Tensor) -> Tensor:
+    """Return the positions of a text that is padded on the left, as users count."""
+    return (mask.cumsum(1) - 1).clamp(min=0)

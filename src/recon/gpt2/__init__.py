@@ -5,7 +5,7 @@ version does differently, and what the model itself returns as its hidden states
 A second architecture is a second package like this one.
 """
 
-from recon.gpt2.hooking import plan
+from recon.gpt2.hooking import passages, plan
 from recon.gpt2.interruption import InterruptionError, interrupted
 from recon.gpt2.laws import identities, stage_identities
 from recon.gpt2.modules import base
@@ -30,6 +30,7 @@ __all__ = [
     "identities",
     "interrupted",
     "is_own_capture",
+    "passages",
     "plan",
     "reference",
     "require_inputs",

@@ -20,7 +20,7 @@ from recon.gpt2.passes import (
 )
 from recon.gpt2.weights import Slots
 from recon.ops import rng_state, split_heads
-from recon.plan import Plan, Read, Tap
+from recon.plan import Passage, Plan, Read, Tap
 from recon.sites import Site
 
 
@@ -61,6 +61,11 @@ def plan(model: nn.Module) -> Plan:
     taps = tuple(_taps(parts))
     _require_one_place_each(taps)
     return Plan(parts.model, taps, begin, end, finish, _present(parts))
+
+
+def passages(model: nn.Module) -> tuple[Passage, ...]:
+    """Return every module at which a site can be edited on its way."""
+    return tuple(Parts.of(model).passages())
 
 
 def _require_one_place_each(taps: tuple[Tap, ...]) -> None:

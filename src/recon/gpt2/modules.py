@@ -11,8 +11,29 @@ from transformers import GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 
 from recon.errors import UnsupportedError
+from recon.plan import Passage
 from recon.sites import Site
 
+# What each module of a block is given, and what it makes: an attention's by its kind.
+_BLOCK = (
+    ("", "resid_pre", "resid_post"),
+    ("ln_1", "resid_pre", "ln_1"),
+    ("attn", "ln_1", "attn_out"),
+    ("attn.c_attn", "ln_1", "attn.qkv"),
+    ("attn.c_proj", "attn.z", "attn.out"),
+    ("attn.resid_dropout", "attn.out", "attn_out"),
+    ("ln_cross_attn", "cross.resid_pre", "cross.ln"),
+    ("crossattention", "cross.ln", "cross_out"),
+    ("crossattention.q_attn", "cross.ln", "cross.q"),
+    ("crossattention.c_proj", "cross.z", "cross.out"),
+    ("crossattention.resid_dropout", "cross.out", "cross_out"),
+    ("ln_2", "resid_mid", "ln_2"),
+    ("mlp", "ln_2", "mlp_out"),
+    ("mlp.c_fc", "ln_2", "mlp.pre"),
+    ("mlp.act", "mlp.pre", "mlp.post"),
+    ("mlp.c_proj", "mlp.post", "mlp.out"),
+    ("mlp.dropout", "mlp.out", "mlp_out"),
+)
 HEADED = frozenset({"attn.z", "cross.z", "cross.q"})
 
 
@@ -80,6 +101,24 @@ class Parts:
         if self.head is not None:
             yield "lm_head", Site("logits"), self.head
 
+    def passages(self) -> Iterator[Passage]:
+        """Yield every module at which a site can be edited, and its sites."""
+        body, last = self.body, Site("resid_post", len(self.layers) - 1)
+
+        def passage(path: str, takes: Site | None, gives: Site) -> Passage:
+            return Passage(self.prefix + path, body.get_submodule(path), takes, gives)
+
+        for name, part in (("wte", "wte"), ("wpe", "wpe"), ("drop", "embed")):
+            yield passage(name, None, Site(part))
+        for layer, block in self.blocks():
+            for path, takes, gives in _BLOCK:
+                if not path or hasattr(block, path.split(".")[0]):
+                    whole = f"h.{layer}.{path}".removesuffix(".")
+                    yield passage(whole, Site(takes, layer), Site(gives, layer))
+        yield passage("ln_f", last, Site("ln_f"))
+        if self.head is not None:
+            yield Passage("lm_head", self.head, Site("ln_f"), Site("logits"))
+
     def attentions(self) -> Iterator[tuple[str, Site, Any]]:
         """Yield path, the site of the update, and module of every attention."""
         for layer, block in self.blocks():
@@ -116,6 +155,11 @@ def _oddities(model: nn.Module, body: GPT2Model) -> Iterator[str]:
                 found = type(part).__name__
                 yield f"h.{layer}{path} is a {found}, expected {kind.__name__}"
     for path, module in model.named_modules():
+        if getattr(module, "inplace", False):
+            yield (
+                f"{path} writes into its own input (inplace=True), so that nothing "
+                "shows what enters it; give the model with inplace=False"
+            )
         if _compiled(module):
             yield (
                 f"{path or 'it'} is compiled, and compiled code calls no hooks; "

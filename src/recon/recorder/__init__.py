@@ -2,12 +2,23 @@
 
 A recorder puts one forward hook on each module of a ``Plan`` and keeps what the hook
 sees, by reference. ``recording`` is its life, ``listening`` what a hook does,
-``passes`` what is kept of a pass, ``assembling`` how that becomes a trace.
+``passes`` what is kept of a pass, ``assembling`` how that becomes a trace; ``onward``
+notes what goes on after the hooks of others.
 """
 
 from recon.recorder.assembling import never_ran
+from recon.recorder.onward import Edit, Onward
 from recon.recorder.options import Keep, Options, Positions
 from recon.recorder.passes import Consumer
 from recon.recorder.recording import Recorder
 
-__all__ = ["Consumer", "Keep", "Options", "Positions", "Recorder", "never_ran"]
+__all__ = [
+    "Consumer",
+    "Edit",
+    "Keep",
+    "Onward",
+    "Options",
+    "Positions",
+    "Recorder",
+    "never_ran",
+]
