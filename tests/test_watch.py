@@ -119,3 +119,16 @@ def test_a_function_is_known_by_its_type_as_inspect_knows_it():
     assert told == [inspect.isroutine(value) for value in values]
     assert any(told)
     assert not all(told)
+
+
+def test_compiling_elsewhere_is_no_change_and_another_forward_is_one(
+    model, monkeypatch
+):
+    before = State.of(model)
+    # torch.compile has modules say when they are made, from its first use on.
+    monkeypatch.setattr(nn.Module, "__init__", lambda self: None)
+    monkeypatch.setattr(nn.Module, "__setstate__", lambda self, state: None)
+    assert not list(changes(before, State.of(model)))
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: x)
+    (change,) = changes(before, State.of(model))
+    assert change.rule == "forward-replaced"

@@ -133,7 +133,7 @@ class Onward:
                 yield module.register_forward_pre_hook(
                     hook, prepend=first, with_kwargs=True
                 )
-        inner = dict(_inner(module, self._planned - {passage.module}))
+        inner = dict(self._inner(module, passage.module))
         put = module is not passage.module
         looked = put or any(self._hooked(m, m._forward_hooks) for m in inner.values())
         for each in inner.values() if looked else ():
@@ -146,6 +146,15 @@ class Onward:
             for first in (True, False):
                 given = partial(self._given, one, gives, first)
                 yield module.register_forward_hook(given, prepend=first)
+
+    def _inner(
+        self, module: nn.Module, usual: nn.Module, path: str = ""
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules inside of one, but for those that make other sites."""
+        for name, child in module.named_children():
+            if child is usual or child not in self._planned:
+                yield f"{path}{name}", child
+                yield from self._inner(child, usual, f"{path}{name}.")
 
     def _hooked(self, module: nn.Module, hooks: Mapping[int, Any]) -> bool:
         return not self._known.get(module, frozenset()).issuperset(hooks)
@@ -247,16 +256,6 @@ def _standing(root: nn.Module, path: str) -> nn.Module | None:
         return root.get_submodule(path)
     except AttributeError:
         return None
-
-
-def _inner(
-    module: nn.Module, others: set[nn.Module], path: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules inside of one, but for those that make sites of their own."""
-    for name, child in module.named_children():
-        if child not in others:
-            yield f"{path}{name}", child
-            yield from _inner(child, others, f"{path}{name}.")
 
 
 def _version(tensor: Tensor) -> int:

@@ -15,8 +15,9 @@ _LIBRARIES = ("torch", "transformers", "builtins")
 
 _ROUTINES = (BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType)
 
-# How a module keeps its attributes, and not what it computes; torchlens adds them.
-_BOOKKEEPING = frozenset({"__setattr__", "__delattr__"})
+# How a module is made and keeps its attributes, and not what it computes; torchlens
+# adds some, and torch.compile replaces others for good.
+_BOOKKEEPING = frozenset({"__setattr__", "__delattr__", "__init__", "__setstate__"})
 
 
 def functions(modules: Iterable[nn.Module]) -> dict[str, Any]:
