@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import recon
 from property_tests.observing import record, same_bits
-from recon import Site, Trace
+from recon import Site, Trace, gpt2
 from recon.testing.strategies import Prompt, Recipe, models
 from tests.corpus import RIGHT, Right
 from tests.corpus.containing import contained
@@ -328,6 +329,53 @@ def test_correct_code_of_any_style_is_left_alone(recipe: Recipe, case: Right):
     note("\n".join(f"{f.rule.code} {f.message} {f.places}" for f in above))
     event("left alone" if not above else "false alarm")
     assert above == []
+
+
+# -- captures beside an edit -------------------------------------------------------
+
+
+def beside(path: str, name: str, *, captured_first: bool) -> Capture:
+    """Return what halves a module's output, and captures it before or after that."""
+
+    def capture(model, input_ids):
+        kept = {}
+
+        def keep(module, args, output):
+            kept[name] = output[0] if isinstance(output, tuple) else output
+
+        def halve(module, args, output):
+            whole = isinstance(output, tuple)
+            return (output[0] * 0.5, *output[1:]) if whole else output * 0.5
+
+        module = model.get_submodule(path)
+        hooks = (keep, halve) if captured_first else (halve, keep)
+        with ExitStack() as stack, torch.no_grad():
+            for hook in hooks:
+                stack.callback(module.register_forward_hook(hook).remove)
+            model(input_ids)
+        return kept
+
+    return capture
+
+
+@given(recipe=recipes(), captured_first=st.booleans(), data=st.data())
+def test_a_capture_beside_an_edit_is_told_to_be_of_its_side(
+    recipe: Recipe, captured_first: bool, data: st.DataObject
+):
+    trace, model = probe(recipe), recipe.build()
+    passage = data.draw(st.sampled_from(gpt2.passages(model)), label="passage")
+    place = passage.gives
+    assume(
+        trace[place].isfinite().all()
+        and not same_bits(trace[place] * 0.5, trace[place])
+    )
+    capture = beside(passage.path, str(place), captured_first=captured_first)
+    report = recon.audit(capture, model)
+    note("\n".join(f"{f.rule.code} {f.message} {f.places}" for f in report.findings))
+    side = "before" if captured_first else "after"
+    (told,) = (f for f in report.findings if f.rule.code == "RC123")
+    assert told.found == (f"{place} {side} the code's edit",)
+    assert report.verdict == "clean"
 
 
 VOCABULARIES: dict[str, Callable[[Site], str]] = {
