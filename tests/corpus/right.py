@@ -1355,6 +1355,40 @@ def _before_last_norm(model, input_ids):
     return kept[0]
 
 
+@right("a list for each layer, to which a hook appends")
+def appended_to_lists(model, input_ids):
+    store = defaultdict(list)
+    with ExitStack() as stack, torch.no_grad():
+        for i, block in enumerate(model.transformer.h):
+
+            def keep(module, args, output, i=i):
+                store[f"layer_{i}"].append(output.detach())
+
+            stack.callback(block.register_forward_hook(keep).remove)
+        model(input_ids)
+    return dict(store)
+
+
+@right("a list for each layer, with an entry for each step of generate")
+def steps_of_generate(model, input_ids):
+    store = defaultdict(list)
+    with ExitStack() as stack:
+        for i, block in enumerate(model.transformer.h):
+
+            def keep(module, args, output, i=i):
+                store[f"layer_{i}"].append(output.detach())
+
+            stack.callback(block.register_forward_hook(keep).remove)
+        model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=3,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return dict(store)
+
+
 # -- easily taken for faults -----------------------------------------------------
 
 

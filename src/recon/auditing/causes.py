@@ -23,6 +23,8 @@ _SAYS_TOO = {
     "weights-changed": ("changes-result",),
     "changes-some-rows": ("changes-result",),
 }
+# What the entries of earlier calls are, in a list that grows.
+_STALE = frozenset({"other-run", "unexplained"})
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 _MOST_SHOWN = 3
 # A rule, and what is the same in every block about a claim and what was found.
@@ -36,6 +38,7 @@ def once(told: Iterable[Finding]) -> list[Finding]:
         claim = one.rule.code.startswith("RC1") or one.rule.name == "overwritten"
         key = (one.rule.code, *(one.places if claim else ()))
         first.setdefault(key, one)
+    first = {key: one for key, one in first.items() if not _grown(one, first.values())}
     codes = {f.rule.name: f.rule.code for f in first.values()}
     hence = {
         cause: [name for name in _SAYS_TOO[cause] if name in codes]
@@ -48,6 +51,13 @@ def once(told: Iterable[Finding]) -> list[Finding]:
         if f.rule.name not in said
     ]
     return sorted(kept, key=lambda f: (_ORDER[f.severity], f.rule.code))
+
+
+def _grown(one: Finding, told: Iterable[Finding]) -> bool:
+    """Whether what is wrong is old entries of a list only, which is told to grow."""
+    grown = [p for f in told if f.rule.name == "grows" for p in f.places if p]
+    inside = [any(p.startswith(f"{name}.") for name in grown) for p in one.places]
+    return one.rule.name in _STALE and bool(inside) and all(inside)
 
 
 def _with_hence(cause: Finding, told: list[str]) -> Finding:

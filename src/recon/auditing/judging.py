@@ -81,7 +81,7 @@ class Judge:
 
     def _read(self, name: str, tensor: Tensor) -> Claim:
         """Read a name, whose promise may hold for some shapes only."""
-        claim = self._reader.read(name)
+        claim = self._entry(name, self._reader.read(name))
         shapes = {
             trace[one.site].shape[-2:]
             for one in claim.readings
@@ -90,6 +90,18 @@ class Judge:
         }
         apart = claim.shaped and tensor.shape[-2:] not in shapes
         return replace(claim, readings=()) if apart else claim
+
+    def _entry(self, name: str, claim: Claim) -> Claim:
+        """Read an entry of a list as what the list is called, too, if that is loose.
+
+        The list may be of passes, and its number that of a block.
+        """
+        whole = name.rpartition(".")[0]
+        if claim.strict or whole not in self._call.returned.lists:
+            return claim
+        of = self._reader.read(whole)
+        readings = tuple(dict.fromkeys((*of.readings, *claim.readings)))
+        return claim if of.strict else replace(claim, readings=readings)
 
     # -- one kind of name --------------------------------------------------------
 

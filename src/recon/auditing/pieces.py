@@ -66,6 +66,9 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
         return replace(one, rule="reduced-precision", sentence=said, severity="warning")
     if _as_by_itself(bench, one):
         return replace(one, notes=tuple(_remarks(one, exact)))
+    if words := _of_its_pass(bench, one, exact):
+        one = replace(one, sentence=f"{sentence}, {words}")
+        return replace(one, notes=(("generous-reading", one.sentence),))
     if _fewer_tokens(bench, exact):
         said = f"{sentence}, in a pass on some of the tokens"
         return replace(one, rule="wrong-tokens", sentence=said)
@@ -152,6 +155,16 @@ def _pass_of(bench: Bench, exact: Exact) -> Trace | None:
     traces = [*bench.catalogue.current, *(side.trace for side in bench.sides)]
     held = (t for t in traces if _holds(t, exact.quantity))
     return next(held, None) if found.numel() else None
+
+
+def _of_its_pass(bench: Bench, one: Judgement, exact: Exact) -> str:
+    """Say which pass an entry is of, in a list that has one for each, in order."""
+    whole, _, number = one.name.rpartition(".")
+    passes, entries = bench.call.passes, bench.call.returned.lists.get(whole)
+    each = number.isdigit() and 1 < len(passes) == entries
+    if not each or _pass_of(bench, exact) is not passes[int(number)]:
+        return ""
+    return f"of pass {int(number) + 1} of {entries}"
 
 
 def _fewer_tokens(bench: Bench, exact: Exact) -> bool:

@@ -64,10 +64,9 @@ def _keys(call: Call, main: Call) -> Iterator[Finding]:
     ]
     longer = set(before.tensors) < set(now.tensors)
     if grown or longer:
-        name = grown[0] if grown else ""
         sizes = f"{len(before.tensors)} tensors at first, {len(now.tensors)} now"
         words = f"what the function returns grows with each call: {sizes}"
-        yield finding("grows", words, places=[name], run=run)
+        yield finding("grows", words, places=grown or [""], run=run)
     elif set(now.tensors) != set(before.tensors):
         odd = sorted(set(now.tensors) ^ set(before.tensors))
         words = f"`{odd[0]}` is returned in some runs only ({len(odd)} such names)"
