@@ -28,7 +28,7 @@ READINGS = {
     "ln_2_in.3": {"resid_mid"},
     "resid_norm_3": {"resid_post", "resid_pre", "ln_1", "ln_2"},
     "resid_mid_3_l2_norm": {"resid_mid"},
-    "probs_3": {"attn.pattern"},
+    "probs_3": {"attn.pattern", "resid_post", "resid_pre"},  # those of a lens, too
 }
 
 ANY = {

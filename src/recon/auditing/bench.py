@@ -60,6 +60,8 @@ class Bench:
         ]
         self.catalogue = Catalogue([*passes, *earlier], self.mask, self.sides)
         self._seen: dict[int, Exact | None] = {}
+        # What formulas make of the sites of a pass, by its id, form and site.
+        self.derived: dict[tuple[int, str, Site], list[Quantity]] = {}
 
     @property
     def depth(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from recon.auditing import vocabularies, wording
+from recon.auditing.formula_words import FORMULA_WORDS, formulas_meant, only_formulas
 from recon.auditing.vocabularies import NAMES, Names
 from recon.errors import UnknownSiteError, UsageError
 from recon.sites import Site, site
@@ -189,6 +190,11 @@ class Reader:
         words = wording.words_of(name)
         numbers = [int(word) for word in words if word.isdigit()]
         bare = frozenset(word for word in words if not word.isdigit())
+        promised = formulas_meant(words)
+        for form, parts in promised:
+            yield from self._formula(form, parts or self._of(bare), numbers)
+        if only_formulas(promised, words) and not wording.of_anything(bare):
+            return
         if "lens" in bare:
             yield from self._lens(numbers)
             return
@@ -239,6 +245,33 @@ class Reader:
                         )
         if states and (parts or bare & wording.STATES or not bare):
             yield from self._as_state(number)
+
+    def _of(self, bare: frozenset[str]) -> tuple[str, ...]:
+        """Return the parts that a name means beside the words for a formula."""
+        return wording.parts_meant(bare - FORMULA_WORDS) or ("resid_post",)
+
+    def _formula(
+        self, form: str, parts: Sequence[str], numbers: Sequence[int]
+    ) -> Iterator[Reading]:
+        """Yield the sites that a formula may be of, by a number as blocks are counted.
+
+        Without one a rollout is that of all blocks.
+        """
+        for part in parts:
+            if not _in_block(part):
+                if not numbers or len(parts) == 1:
+                    yield Reading(Site(part), form, f"{form} of {part}")
+            elif numbers:
+                for start in (0, 1):
+                    place = Site(part, numbers[0] - start)
+                    if self.exists(place):
+                        yield Reading(place, form, f"{form} of {part} from {start}")
+            elif form.startswith("rollout"):
+                yield Reading(Site(part, self._depth - 1), form, form)
+        if "resid_post" in parts and numbers:
+            state = self.state(numbers[0])
+            if state is not None and state != Site("ln_f"):
+                yield Reading(state, form, f"{form} of hidden_states")
 
     def _lens(self, numbers: Sequence[int]) -> Iterator[Reading]:
         """Yield the logits that a lens makes of a state, by ln_f and the unembedding.

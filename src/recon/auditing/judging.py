@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from recon.auditing import designs, forms
+from recon.auditing import derived, designs, forms
 from recon.auditing.bench import Bench, Match
 from recon.auditing.calls import Call
 from recon.auditing.claims import Claim, Reader, Reading
@@ -86,10 +86,11 @@ class Judge:
             trace[one.site].shape[-2:]
             for one in claim.readings
             for trace in self._bench.catalogue.current
-            if claim.shaped and one.site in trace
+            if claim.shaped and not one.form and one.site in trace
         }
         apart = claim.shaped and tensor.shape[-2:] not in shapes
-        return replace(claim, readings=()) if apart else claim
+        kept = (r for r in claim.readings if derived.promised(r) == apart)
+        return replace(claim, readings=tuple(kept)) if claim.shaped else claim
 
     def _entry(self, name: str, claim: Claim) -> Claim:
         """Read an entry of a list as what the list is called, too, if that is loose.
@@ -138,7 +139,22 @@ class Judge:
         likeliest = [*usable, *claim.readings][:1]
         if not likeliest:
             return unclaimed(self._bench, blank)
+        if any(derived.promised(r) for r in claim.readings):
+            return self._by_formula(replace(blank, reading=likeliest[0]))
         return self._softly(refuse(self._bench, replace(blank, reading=likeliest[0])))
+
+    def _by_formula(self, blank: Judgement) -> Judgement:
+        """Say what a tensor is whose name promises what a formula makes of a site.
+
+        Only if it is known to be something else, it is wrong.
+        """
+        readings = blank.claim.readings
+        if (told := derived.explained(self._bench, blank, readings)) is not None:
+            return told
+        sites = [r for r in readings if not derived.promised(r)]
+        if sites and self._bench.exact(blank.tensor, ()) is not None:
+            return self._softly(refuse(self._bench, replace(blank, reading=sites[0])))
+        return unclaimed(self._bench, replace(blank, reading=None))
 
     def _softly(self, one: Judgement) -> Judgement:
         """Call a tensor unclaimed if only words that nobody knows make it wrong."""
@@ -158,6 +174,8 @@ class Judge:
     # -- does it agree with a reading? -------------------------------------------
 
     def _match(self, claim: Claim, reading: Reading, tensor: Tensor) -> Match | None:
+        if derived.promised(reading):
+            return derived.agrees(self._bench, reading, tensor)
         exact = self._bench.exact(tensor, [r.site for r in claim.readings])
         if exact is not None and not reading.form:
             same = [exact.quantity, *exact.ties]
@@ -211,6 +229,8 @@ class Judge:
             sentence = f"`{claim.name}` is {reading.site} {words} (off {match.gap:.1e})"
             found = f"{reading.site} {words}"
             one = replace(one, sentence=sentence, found=found, form=match.form)
+            if derived.promised(reading):
+                return one
             if match.form.startswith(REDUCED):
                 return beside(self._bench, reduced(self._bench, one, match.form), match)
             library = reading.form and _library_shows(reading)

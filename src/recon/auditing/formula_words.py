@@ -1,0 +1,143 @@
+"""Names that promise what a well-known formula makes of a site: an entropy, a rollout.
+
+Each rule says which words ask for a formula, by its key in ``derivations``, and of
+which parts it may be. Words such as ``prev`` stand for attention paid only beside a
+word that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+_ATTENTION = frozenset(
+    {"attn", "attention", "attentions", "attns", "pattern", "patterns"}
+)
+_PAID = _ATTENTION | {"score", "scores", "mass"}
+_PREDICTED = frozenset(
+    {"logit", "logits", "lens", "pred", "preds", "prediction", "predictions", "vocab",
+     "output", "next"}
+)  # fmt: skip
+_ENTROPY = frozenset({"entropy", "entropies"})
+_PROBABLE = frozenset({"prob", "probs", "probability", "probabilities", "softmax"})
+_LOG = frozenset({"log", "logs"})
+_LOGPROBS = frozenset(
+    {"logprob", "logprobs", "lprobs", "logprobability", "logprobabilities",
+     "logsoftmax"}
+)  # fmt: skip
+_NORMS = {
+    **dict.fromkeys(("lnone", "normone", "layernormone"), ("ln_1",)),
+    **dict.fromkeys(("lntwo", "normtwo", "layernormtwo"), ("ln_2",)),
+    "lnf": ("ln_f",),
+    **dict.fromkeys(("ln", "layernorm"), ("ln_1", "ln_2")),
+}
+_DIVISOR = frozenset({"divisor", "denominator", "denom"})
+_SCALE = frozenset({"scale", "scales", "scaling"})
+_SPREAD = frozenset({"std", "stds", "sigma", "stdev", "rstd", "rsigma"})
+_NORMALIZED = frozenset(
+    {"normalized", "normalised", "normed", "xhat", "hat", "standardized",
+     "standardised", "whitened"}
+)  # fmt: skip
+_UNSCALED = frozenset(
+    {"before", "pre", "without", "no", "xhat", "hat", "unscaled", "raw"}
+)
+_OTHER_THINGS = frozenset({"weight", "gain", "gamma", "grad", "grads", "resid"})
+_CENTERED = frozenset(
+    {"centered", "centred", "demeaned", "debiased", "recentered", "recentred"}
+)
+_COLUMNS = frozenset({"column", "columns", "col", "cols", "cka", "cca", "svcca"})
+_DEQUANTIZED = frozenset(
+    {"dequantized", "dequantised", "dequant", "dequantize", "dequantise",
+     "undequantized"}
+)  # fmt: skip
+# Words that say how a form was made, and not of what.
+FORMULA_WORDS = _CENTERED | _COLUMNS | _DEQUANTIZED | {"matrix", "matrices"}
+
+_ENTERING = frozenset({"in", "input", "inp", "pre", "before"})
+
+Promised = tuple[str, tuple[str, ...]]
+
+
+def formulas_meant(words: Sequence[str]) -> list[Promised]:
+    """Return the formulas that a name may promise, each with the parts it may be of.
+
+    No parts: of those that the name's other words mean.
+    """
+    bare = frozenset(word for word in words if not word.isdigit())
+    if bare & {"grad", "grads", "gradient", "gradients"}:
+        return []
+    return [
+        *_of_patterns(bare), *_of_predictions(bare), *_of_norms(bare), *_of_any(bare)
+    ]  # fmt: skip
+
+
+def only_formulas(promised: Sequence[Promised], words: Sequence[str]) -> bool:
+    """Whether no site as it is, nor a mean of it, may be what a name promises.
+
+    ``first_token_attn`` may well be the attention's output at the first token.
+    """
+    forms = {form for form, _ in promised}
+    site_too = forms & {"weight on the first token"} and "first" in words
+    return bool(forms) and not site_too and "deviation of what enters" not in forms
+
+
+def _of_patterns(words: frozenset[str]) -> Iterator[Promised]:
+    of = ("attn.pattern",)
+    if words & _ENTROPY and not words & _PREDICTED:
+        unit = next((f" in {u}" for u in ("nats", "bits") if u in words), "")
+        yield f"entropy of each query{unit}", of
+    if "rollout" in words:
+        kept = words & {"residual", "identity", "skip"} and "without" not in words
+        yield f"rollout{' with the residual' if kept else ''}", of
+    value = bool(words & {"value", "values", "v"})
+    if value and words & {"weighted", "scaled"} and words & (_ATTENTION | {"norm"}):
+        yield "times the norm of each value", of
+    heads = "token" in words and bool(words & {"head", "heads"})
+    if words & {"prev", "previous"} and (words & _PAID or heads):
+        yield "weight on the previous token", of
+    if words & {"sink", "sinks"} or (words & {"first", "bos"} and words & _PAID):
+        yield "weight on the first token", of
+    own = words & {"diag", "diagonal", "own", "current", "itself"} and words & _PAID
+    # self_attn is the module.
+    if own or ("self" in words and words & {"score", "scores", "mass"}):
+        yield "weight on the token itself", of
+
+
+def _of_predictions(words: frozenset[str]) -> Iterator[Promised]:
+    if words & (_ATTENTION | _ENTERING | {"router", "probe", "scores", "head"}):
+        return
+    of = ("resid_post",) if "lens" in words else ("logits", "resid_post")
+    if words & _LOGPROBS or (words & _LOG and words & _PROBABLE):
+        yield "as log-probabilities", of
+    elif words & _PROBABLE:
+        yield "as probabilities", of
+    elif words & _ENTROPY:
+        yield "entropy of the prediction", of
+
+
+def _of_norms(words: frozenset[str]) -> Iterator[Promised]:
+    of = next((parts for word, parts in _NORMS.items() if word in words), ())
+    of = ("ln_f",) if of and words & {"f", "final"} else of
+    if not of or words & _OTHER_THINGS - {"gain", "gamma", "weight"}:
+        return
+    affine = bool(words & {"gain", "gamma", "weight"}) and not words & _UNSCALED
+    if affine:
+        return
+    if words & _DIVISOR:
+        yield "divisor of the LayerNorm", of
+    elif words & _NORMALIZED:
+        plain = bool(words & _UNSCALED)
+        yield f"normalised{' before weight and bias' if plain else ''}", of
+    elif words & _SCALE:
+        yield "scale of the LayerNorm", of
+    elif words & _SPREAD:
+        yield "deviation of what enters", of
+
+
+def _of_any(words: frozenset[str]) -> Iterator[Promised]:
+    if words & _DEQUANTIZED:
+        yield "after quantisation", ()
+    elif words & _CENTERED and not words & {"unembed", "logits", "weights", *_NORMS}:
+        if "features" not in words and (words & _COLUMNS or "feature" in words):
+            yield "centred over the samples", ()
+        else:
+            yield "centred", ()
