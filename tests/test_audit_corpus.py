@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel, GPT2Model
 
 import recon
 from recon.auditing.rules import rule
-from tests.corpus import EDITS, RIGHT, WRONG, Case, Edit, Fault, Right, Wrong
+from tests.corpus import EDITS, RIGHT, WRONG, Case, Edit, Fault, Right, Wrong, formulas
 from tests.corpus.containing import contained
 
 FAMILIES = {
@@ -100,6 +100,18 @@ def test_what_is_worth_knowing_of_a_correct_capture_is_noted(
     report = audited(case)
     noted = {finding.rule.code for finding in report.findings}
     assert case.notes <= noted, told(report)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in RIGHT if c.function.__module__ == formulas.__name__],
+    ids=name_of,
+)
+def test_what_a_formula_makes_is_right_and_not_merely_unknown(
+    case: Right, audited: Audited
+):
+    told_of = {one.name: one.status for one in audited(case).tensors}
+    assert set(told_of.values()) == {"right"}, told_of
 
 
 @pytest.mark.parametrize("case", EDITS, ids=name_of)

@@ -154,6 +154,25 @@ def own_token_for_the_previous_one(model, input_ids):
     return each(made, "prev_token_attention_{}")
 
 
+def repeated(model, input_ids):
+    return weights_of(model, torch.cat([input_ids, input_ids], 1))
+
+
+@right("induction scores by head, on a text that stands there twice")
+def inductions(model, input_ids):
+    made, tokens = repeated(model, input_ids), input_ids.shape[1]
+    scores = [w.diagonal(1 - tokens, -2, -1).mean((0, -1)) for w in made]
+    return each(scores, "induction_score_layer_{}")
+
+
+@wrong(row="new", rules={"RC105"}, sites="h.*.attn.pattern*")
+def weight_on_the_copy(model, input_ids):
+    """Weight on the same token's first copy, not on the one after it."""
+    made, tokens = repeated(model, input_ids), input_ids.shape[1]
+    scores = [w.diagonal(-tokens, -2, -1).mean((0, -1)) for w in made]
+    return {"induction_scores": torch.stack(scores)}
+
+
 # -- weighted by values, rolled out ------------------------------------------------
 
 
@@ -349,6 +368,14 @@ def scored_against_what_was_read(model, input_ids):
     return {"token_log_probs": logs.gather(-1, input_ids[..., None])[..., 0]}
 
 
+@wrong(row="new", rules={"RC114"}, sites="logits*")
+def first_token_for_the_last(model, input_ids):
+    """Probabilities of the first token's prediction, named as the last's."""
+    with torch.no_grad():
+        soft = model(input_ids).logits.softmax(-1)
+    return {"last_token_probs": soft[:, 0]}
+
+
 # -- centred, quantised ------------------------------------------------------------
 
 
@@ -376,6 +403,25 @@ def not_centred(model, input_ids):
     """States as they are, as rows of a matrix that is named as centred."""
     states = [x.flatten(0, 1) for x in states_of(model, input_ids)[1:-1]]
     return each(states, "layer_{}_centered")
+
+
+def alike(x, y):
+    x, y = x.double(), y.double()
+    return (x.T @ y).norm() ** 2 / (x.T @ x).norm() / (y.T @ y).norm()
+
+
+@right("linear CKA of all states")
+def similarities(model, input_ids):
+    flat = [x.flatten(0, 1) for x in states_of(model, input_ids)]
+    flat = [x - x.mean(0, keepdim=True) for x in flat]
+    return {"linear_cka": torch.tensor([[alike(x, y) for y in flat] for x in flat])}
+
+
+@wrong(row="new", rules={"RC105"}, sites="h.*.resid_post*")
+def similarities_of_what_is_not_centred(model, input_ids):
+    """CKA of states whose features have a mean."""
+    flat = [x.flatten(0, 1) for x in states_of(model, input_ids)[1:]]
+    return {"cka_matrix": torch.tensor([[alike(x, y) for y in flat] for x in flat])}
 
 
 def coded(x):

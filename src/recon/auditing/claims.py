@@ -193,7 +193,8 @@ class Reader:
         promised = formulas_meant(words)
         for form, parts in promised:
             yield from self._formula(form, parts or self._of(bare), numbers)
-        if only_formulas(promised, words) and not wording.of_anything(bare):
+        anything = wording.of_anything(bare) and "lens" not in bare
+        if only_formulas(promised, words) and not anything:
             return
         if "lens" in bare:
             yield from self._lens(numbers)
@@ -255,7 +256,7 @@ class Reader:
     ) -> Iterator[Reading]:
         """Yield the sites that a formula may be of, by a number as blocks are counted.
 
-        Without one a rollout is that of all blocks.
+        Without one a rollout is that of all blocks, and a CKA always is.
         """
         for part in parts:
             if not _in_block(part):
@@ -266,7 +267,7 @@ class Reader:
                     place = Site(part, numbers[0] - start)
                     if self.exists(place):
                         yield Reading(place, form, f"{form} of {part} from {start}")
-            elif form.startswith("rollout"):
+            elif form.startswith(("rollout", "linear CKA")):
                 yield Reading(Site(part, self._depth - 1), form, form)
         if "resid_post" in parts and numbers:
             state = self.state(numbers[0])

@@ -21,6 +21,7 @@ from recon.auditing.forms import apply, divisor, fits, normalized
 from recon.auditing.near import apart
 from recon.auditing.quantities import Quantity, axes_of
 from recon.auditing.quantizing import on_other_scales, within_eight_bits
+from recon.auditing.similarity import linear_cka, other_cka
 from recon.ops import LayerNorm
 from recon.sites import Site
 from recon.trace import Trace
@@ -323,6 +324,7 @@ DERIVATIONS: Mapping[str, Derivation] = {
     ),
     "centred": Derivation(_centred, _none),
     "centred over the samples": Derivation(_columns, _not_columns),
+    "linear CKA of all states": Derivation(linear_cka, other_cka),
     "after quantisation": Derivation(
         partial(_as_it_is, words="rounded to 8 bits"),
         partial(_as_it_is, words="with features on another scale or offset"),

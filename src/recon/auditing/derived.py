@@ -8,6 +8,7 @@ author meant.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, product
@@ -25,6 +26,10 @@ from recon.trace import Trace
 
 _WORDS = {"B": "row", "T": "token", "Q": "token", "H": "head"}
 _AVERAGED = frozenset("BTH")
+# Formulas that speak of a token themselves.
+_OF_TOKENS = frozenset(f for f in DERIVATIONS if f.startswith("weight on"))
+# Cached is what is no larger than this.
+_MOST_KEPT = 2**23
 # Of so few numbers some piece of something is equal by chance.
 _FEWEST = 4
 _FOREIGN = 16.0
@@ -45,6 +50,19 @@ def agrees(bench: Bench, reading: Reading, tensor: Tensor) -> Match | None:
     return None
 
 
+def held_to_token(bench: Bench, one: Judgement, words: str) -> Judgement:
+    """Say if a right formula was taken of another token than its name says."""
+    taken, wanted = re.search(r"\btoken (\d+)", words), one.claim.token
+    assert one.reading is not None
+    if taken is None or not wanted or bench.padded or one.reading.form in _OF_TOKENS:
+        return one
+    last = bench.call.situation.inputs["input_ids"].shape[1] - 1
+    if int(taken[1]) == (0 if wanted == "first" else last):
+        return one
+    said = f"{one.sentence}, not the {wanted} token, as its name says"
+    return replace(one, rule="wrong-tokens", sentence=said)
+
+
 def explained(
     bench: Bench, one: Judgement, readings: Sequence[Reading]
 ) -> Judgement | None:
@@ -62,18 +80,16 @@ def explained(
 def _a_site(
     bench: Bench, one: Judgement, readings: Sequence[Reading]
 ) -> Judgement | None:
-    """Say which site a tensor is that no formula was applied to."""
-    if not all(promised(r) for r in readings):
-        return None
-    exact = bench.exact(one.tensor, [r.site for r in readings])
+    """Say that a tensor is the site that the formula should have been applied to."""
+    claimed = [r.site for r in readings if promised(r)]
+    exact = bench.exact(one.tensor, claimed)
     if exact is None or exact.quantity.run or exact.quantity.form:
         return None
-    place, claimed = exact.quantity.site, [r.site for r in readings]
-    if place not in claimed and (exact.held or exact.cut):
+    if exact.quantity.site not in claimed or len(claimed) < len(readings):
         return None
     said = f"`{one.name}` is {exact.words}, not {one.reading}"
-    rule = "wrong-formula" if place in claimed else "wrong-site"
-    return replace(one, rule=rule, sentence=said, found=exact.quantity.label)
+    label = exact.quantity.label
+    return replace(one, rule="wrong-formula", sentence=said, found=label)
 
 
 def _candidates(
@@ -106,13 +122,14 @@ def _elsewhere(
 
 
 def _right(bench: Bench, trace: Trace, form: str, place: Site) -> Sequence[Quantity]:
-    """Return what a formula rightly makes of a site, computed once."""
+    """Return what a formula rightly makes of a site, computed once unless large."""
     key = (id(trace), form, place)
-    if key not in bench.derived:
-        there = place in trace
-        made = DERIVATIONS[form].right(trace, place) if there else ()
-        bench.derived[key] = list(made)
-    return bench.derived[key]
+    if key in bench.derived:
+        return bench.derived[key]
+    made = list(DERIVATIONS[form].right(trace, place)) if place in trace else []
+    if sum(one.tensor.numel() for one in made) <= _MOST_KEPT:
+        bench.derived[key] = made
+    return made
 
 
 # -- comparing -------------------------------------------------------------------

@@ -8,6 +8,7 @@ word that says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 _ATTENTION = frozenset(
     {"attn", "attention", "attentions", "attns", "pattern", "patterns"}
@@ -17,6 +18,7 @@ _PREDICTED = frozenset(
     {"logit", "logits", "lens", "pred", "preds", "prediction", "predictions", "vocab",
      "output", "next"}
 )  # fmt: skip
+_STREAM = frozenset({"resid", "residuals", "hidden", "states", "mlp", "tokens"})
 _ENTROPY = frozenset({"entropy", "entropies"})
 _PROBABLE = frozenset({"prob", "probs", "probability", "probabilities", "softmax"})
 _LOG = frozenset({"log", "logs"})
@@ -66,8 +68,11 @@ def formulas_meant(words: Sequence[str]) -> list[Promised]:
     if bare & {"grad", "grads", "gradient", "gradients"}:
         return []
     return [
-        *_of_patterns(bare), *_of_predictions(bare), *_of_norms(bare), *_of_any(bare)
-    ]  # fmt: skip
+        *_of_patterns(words, bare),
+        *_of_predictions(bare),
+        *_of_norms(bare),
+        *_of_any(bare),
+    ]
 
 
 def only_formulas(promised: Sequence[Promised], words: Sequence[str]) -> bool:
@@ -80,16 +85,17 @@ def only_formulas(promised: Sequence[Promised], words: Sequence[str]) -> bool:
     return bool(forms) and not site_too and "deviation of what enters" not in forms
 
 
-def _of_patterns(words: frozenset[str]) -> Iterator[Promised]:
+def _of_patterns(order: Sequence[str], words: frozenset[str]) -> Iterator[Promised]:
     of = ("attn.pattern",)
     if words & _ENTROPY and not words & _PREDICTED:
         unit = next((f" in {u}" for u in ("nats", "bits") if u in words), "")
         yield f"entropy of each query{unit}", of
-    if "rollout" in words:
+    if "rollout" in words and not words & (_PREDICTED | _STREAM):
         kept = words & {"residual", "identity", "skip"} and "without" not in words
         yield f"rollout{' with the residual' if kept else ''}", of
-    value = bool(words & {"value", "values", "v"})
-    if value and words & {"weighted", "scaled"} and words & (_ATTENTION | {"norm"}):
+    # Weighted values are what attention mixes.
+    by_value = set(pairwise(order)) & {("value", "weighted"), ("values", "weighted")}
+    if by_value and words & (_ATTENTION | {"norm"}):
         yield "times the norm of each value", of
     heads = "token" in words and bool(words & {"head", "heads"})
     if words & {"prev", "previous"} and (words & _PAID or heads):
@@ -97,6 +103,8 @@ def _of_patterns(words: frozenset[str]) -> Iterator[Promised]:
     if words & {"sink", "sinks"} or (words & {"first", "bos"} and words & _PAID):
         yield "weight on the first token", of
     own = words & {"diag", "diagonal", "own", "current", "itself"} and words & _PAID
+    if "induction" in words:
+        yield "induction score", of
     # self_attn is the module.
     if own or ("self" in words and words & {"score", "scores", "mass"}):
         yield "weight on the token itself", of
@@ -134,7 +142,9 @@ def _of_norms(words: frozenset[str]) -> Iterator[Promised]:
 
 
 def _of_any(words: frozenset[str]) -> Iterator[Promised]:
-    if words & _DEQUANTIZED:
+    if "cka" in words and words & {"linear", "matrix", "states", "layers", "blocks"}:
+        yield "linear CKA of all states", ("resid_post",)
+    elif words & _DEQUANTIZED:
         yield "after quantisation", ()
     elif words & _CENTERED and not words & {"unembed", "logits", "weights", *_NORMS}:
         if "features" not in words and (words & _COLUMNS or "feature" in words):

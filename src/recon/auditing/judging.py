@@ -230,7 +230,7 @@ class Judge:
             found = f"{reading.site} {words}"
             one = replace(one, sentence=sentence, found=found, form=match.form)
             if derived.promised(reading):
-                return one
+                return derived.held_to_token(self._bench, one, match.form)
             if match.form.startswith(REDUCED):
                 return beside(self._bench, reduced(self._bench, one, match.form), match)
             library = reading.form and _library_shows(reading)

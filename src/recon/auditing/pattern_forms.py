@@ -86,6 +86,41 @@ def to_itself(trace: Trace, place: Site, pattern: Tensor) -> Made:
     yield "weight on the token itself", "B H T", pattern.diagonal(0, -2, -1)
 
 
+def after_a_copy(trace: Trace, place: Site, pattern: Tensor) -> Made:
+    """Yield weight on the token after a token's first copy, in a text that repeats.
+
+    The induction score of Olsson et al. 2022. Of a text of n tokens twice, that is the
+    diagonal n-1 below the main one.
+    """
+    if length := _repeated(trace, pattern):
+        yield "induction score", "B H T", pattern.diagonal(1 - length, -2, -1)
+        second = pattern[..., length:, :].diagonal(1, -2, -1)
+        yield "induction score of the second copy", "B H T", second
+
+
+def near_a_copy(trace: Trace, place: Site, pattern: Tensor) -> Made:
+    """Yield weight on the first copy itself, and on the token before it."""
+    if length := _repeated(trace, pattern):
+        same = pattern.diagonal(-length, -2, -1)
+        yield "weight on the first copy of the same token", "B H T", same
+        before = pattern.diagonal(-length - 1, -2, -1)
+        yield "weight on the token before the first copy", "B H T", before
+        whole = pattern.diagonal(1 - length, -2, -1).sum(-1) / pattern.shape[-1]
+        yield "induction score, counted for queries that have none", "B H", whole
+
+
+def _repeated(trace: Trace, pattern: Tensor) -> int:
+    """Return how long a text is that stands twice in a pass, else 0; BOS aside."""
+    ids = trace.facts.ids.get(Site("wte"))
+    if ids is None or ids.ndim != 2 or ids.shape[1] != pattern.shape[-1]:
+        return 0
+    for text in (ids, ids[:, 1:]):
+        half, odd = divmod(text.shape[1], 2)
+        if half > 1 and not odd and torch.equal(text[:, :half], text[:, half:]):
+            return half
+    return 0
+
+
 def value_weighted(trace: Trace, place: Site, pattern: Tensor) -> Made:
     """Yield weights times how large what they mix is: ``a |v|`` or ``a |v W_O|``.
 
@@ -198,6 +233,7 @@ FORMULAS: Mapping[str, tuple[Formula, tuple[Formula, ...]]] = {
     "weight on the previous token": (to_previous, (near_previous, to_first, to_itself)),
     "weight on the first token": (to_first, (to_second, to_previous, to_itself)),
     "weight on the token itself": (to_itself, (to_previous, to_first)),
+    "induction score": (after_a_copy, (near_a_copy, to_previous, to_itself)),
     "times the norm of each value": (value_weighted, (wrongly_weighted,)),
     "rollout": (rollouts, (other_rollouts,)),
     "rollout with the residual": (
