@@ -1237,7 +1237,7 @@ def clean_and_ablated(model, input_ids):
     return kept
 
 
-@right("a leaf put into the stream, whose gradient is taken", notes={"RC120", "RC217"})
+@right("a leaf put into the stream, whose gradient is taken", notes={"RC217"})
 def gradient_of_a_state(model, input_ids):
     kept = {}
 

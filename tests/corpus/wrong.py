@@ -1651,7 +1651,7 @@ def one_state_twice(model, input_ids):
     return {"hidden_states": [states[0], *states]}
 
 
-@wrong(row="new", rules={"RC108"}, sites="h.*.mlp_out")
+@wrong(row="new", rules={"RC101"}, sites="h.*.mlp_out")
 def gradients_for_activations(model, input_ids):
     """A backward hook keeps gradients, under the names of activations."""
     store = {}
@@ -2583,7 +2583,7 @@ def positions_not_handed_on(model, input_ids, attention_mask, position_ids):
     return {f"h.{i}.resid_post": out.hidden_states[i + 1] for i in layers}
 
 
-@wrong(row="new", rules={"RC108"}, sites="h.*.resid_post")
+@wrong(row="new", rules={"RC101"}, sites="h.*.resid_post")
 def gradients_under_the_name_of_states(model, input_ids):
     """What a backward hook sees is filed under the module's own name."""
     kept, handles = {}, []

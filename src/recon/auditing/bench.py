@@ -10,8 +10,9 @@ from torch import Tensor
 
 from recon import gpt2
 from recon.auditing.calls import Call
+from recon.auditing.gradients import Gradients
 from recon.auditing.identify import Catalogue, Exact
-from recon.auditing.near import allowance, apart, merged
+from recon.auditing.near import Near, allowance, apart, merged
 from recon.auditing.quantities import Quantity
 from recon.auditing.sides import sides
 from recon.certify import check as certified
@@ -39,11 +40,16 @@ class Match:
 class Bench:
     """One call, and everything that the model computed in it or by itself.
 
-    ``earlier`` are runs whose values may linger. ``foreign`` says that the captures
-    were made where recon saw no pass.
+    ``earlier`` are runs whose values may linger, ``others`` calls whose gradients may.
+    ``foreign`` says that the captures were made where recon saw no pass.
     """
 
-    def __init__(self, call: Call, earlier: Sequence[tuple[str, Trace]] = ()) -> None:
+    def __init__(
+        self,
+        call: Call,
+        earlier: Sequence[tuple[str, Trace]] = (),
+        others: Sequence[tuple[str, Call]] = (),
+    ) -> None:
         self.call, self.foreign = call, not call.passes
         self.mask = call.situation.inputs.get("attention_mask")
         # What the model computes by itself is an answer, too: code may run it in
@@ -59,7 +65,9 @@ class Bench:
             for side in sides(trace, edits)
         ]
         self.catalogue = Catalogue([*passes, *earlier], self.mask, self.sides)
+        self.gradients = Gradients(call, others, self.mask)
         self._seen: dict[int, Exact | None] = {}
+        self._seen_as_gradient: dict[int, Exact | None] = {}
         # What formulas make of the sites of a pass, by its id, form and site.
         self.derived: dict[tuple[int, str, Site], list[Quantity]] = {}
 
@@ -79,9 +87,12 @@ class Bench:
         key = id(tensor)
         if key not in self._seen:
             wanted = set(sites)
-            self._seen[key] = self.catalogue.exact(
+            found = self.catalogue.exact(
                 tensor, lambda one: one.site in wanted and not one.form
             )
+            if found is None or not found.layout.honest:
+                found = self.gradient(tensor, sites) or found
+            self._seen[key] = found
         return self._seen[key]
 
     def likeliest(self, equal: Sequence[Quantity], place: Site) -> list[Quantity]:
@@ -99,6 +110,27 @@ class Bench:
         """Say on which side of an edit a pass was recorded at a site, if beside one."""
         own = (s for s in self.sides if s.own and s.trace is trace and s.place == place)
         return next((side.words for side in own), "")
+
+    def gradient(self, tensor: Tensor, sites: Sequence[Site]) -> Exact | None:
+        """Return which gradient a tensor is bit for bit, as ``exact`` does."""
+        key = id(tensor)
+        if key not in self._seen_as_gradient:
+            wanted = set(sites)
+            self._seen_as_gradient[key] = (
+                self.gradients.exact(tensor, lambda one: one.site in wanted)
+                if self.gradients
+                else None
+            )
+        return self._seen_as_gradient[key]
+
+    def near(self, tensor: Tensor) -> Near | None:
+        """Return what a tensor is up to rounding, or nearest to, gradients included."""
+        answer = self.catalogue.near(tensor, (), lambda one: False)
+        if self.gradients and (answer is None or answer.how == "nearest"):
+            other = self.gradients.near(tensor, (), lambda one: False)
+            if other is not None and other.how != "nearest":
+                return other
+        return answer
 
     def close(self, tensor: Tensor, made: Quantity, trace: Trace) -> Match | None:
         """Compare up to rounding; a certified bound decides where there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,14 @@ from recon.auditing.signatures import Function, accepted, by_name, wanted
 from recon.auditing.situations import Situation, counted
 from recon.deadline import USUAL, NeverEndsError, within
 from recon.errors import ReconError
-from recon.recorder import Edit, Onward, Options, Recorder
+from recon.recorder import (
+    Edit,
+    GradientRecorder,
+    Onward,
+    Options,
+    Recorder,
+    of_gradients,
+)
 from recon.trace import Trace
 from recon.watch import Change, Keeper, State, changes
 
@@ -46,7 +53,9 @@ class Call:
     off again, and ``managed`` holds the numbers of those that a context manager made;
     ``broken`` says why hidden states would be missing afterwards, ``cut`` up to where
     no gradient of each pass reaches, ``edits`` what each was made to go on with in
-    place of what it had; ``ended`` is False if its time was up.
+    place of what it had; ``ended`` is False if its time was up. ``backward`` holds, for
+    each backward pass that the code ran, the number of each of the ``passes`` that it
+    went through and the gradients that reached it.
     """
 
     situation: Situation
@@ -68,6 +77,7 @@ class Call:
     counted: Trace | None = None
     edits: tuple[tuple[Edit, ...], ...] = ()
     ended: bool = True
+    backward: tuple[Mapping[int, Trace], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +164,7 @@ class Caller:
         clean = None if situation.raises else self._clean(situation)
         root = gpt2.base(self._model) if self._body else self._model
         copies = Recorder(gpt2.plan(root), Options(clone=True, keep="all"))
-        aliases = Recorder(gpt2.plan(root), Options(keep="all", grad=True))
+        aliases = GradientRecorder(gpt2.plan(root), Options(keep="all", grad=True))
         onward = Onward(gpt2.plan(root), gpt2.passages(root))
         with self._prepared(situation) as seen:
             with gpt2.hooks_of_its_own(self._model), copies, aliases, onward:
@@ -162,6 +172,7 @@ class Caller:
                 broken = _broken(self._model)
             seen.append(run.after)
             same = _complete(aliases)
+            backward = _backward(aliases, same)
             aliases.clear()
             found = [*changes(run.before, run.after), *run.edited]
             found += self._keeper.unpickled()
@@ -190,6 +201,7 @@ class Caller:
             self._counted(situation),
             onward.edits,
             run.ended,
+            backward,
         )
 
     def _run(self, situation: Situation) -> _Run:
@@ -293,6 +305,17 @@ def _complete(recorder: Recorder) -> tuple[Trace, ...]:
         return tuple(one for one in recorder.traces if one.complete)
     except AttributeError:
         return ()
+
+
+def _backward(
+    recorder: GradientRecorder, passes: Sequence[Trace]
+) -> tuple[Mapping[int, Trace], ...]:
+    """Return the backward passes that reached complete passes, in their order."""
+    reached: dict[int, dict[int, Trace]] = {}
+    for number, one in enumerate(passes):
+        for backward, gradients in recorder.gradients(one.run).items():
+            reached.setdefault(backward, {})[number] = of_gradients(one, gradients)
+    return tuple(reached[backward] for backward in sorted(reached))
 
 
 def _without_graph(trace: Trace) -> Trace:

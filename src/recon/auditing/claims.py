@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from recon.auditing import vocabularies, wording
+from recon.auditing import backward_names, vocabularies, wording
+from recon.auditing.backward_names import Named
 from recon.auditing.formula_words import FORMULA_WORDS, formulas_meant, only_formulas
+from recon.auditing.quantities import GRADIENT, in_words
 from recon.auditing.vocabularies import NAMES, Names
 from recon.errors import UnknownSiteError, UsageError
 from recon.sites import Site, site
@@ -23,6 +25,7 @@ _WRAPPERS = re.compile(
 _NUMBER = re.compile(r"\d+")
 # The form of logits that are made of the state which follows these words.
 LENS = "made of ln_f of "
+_AS_STATE = "index into hidden_states"
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,14 @@ class Reading:
 
     def __str__(self) -> str:
         words = {"normalized": " before weight and bias", "scale": "'s divisor"}
-        return (
-            f"{self.site}{words.get(self.form, ' ' + self.form if self.form else '')}"
-        )
+        if self.form in words:
+            return f"{self.site}{words[self.form]}"
+        return in_words(self.site, self.form)
+
+    @property
+    def backward(self) -> bool:
+        """Whether this is of a backward pass: a gradient, or one times its value."""
+        return self.form.startswith(GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,10 @@ class Claim:
 
 
 class Reader:
-    """Reads names for a model of ``depth`` blocks, by the user's own claims first."""
+    """Reads names for a model of ``depth`` blocks, by the user's own claims first.
+
+    Names of gradients promise something only if the code was seen to go ``backward``.
+    """
 
     def __init__(
         self,
@@ -79,10 +90,12 @@ class Reader:
         claims: Mapping[str, str] | None = None,
         names: Names = "auto",
         context: str = "",
+        backward: bool = False,
     ) -> None:
         if names not in NAMES:
             raise UsageError(f"names={names!r}: expected one of {', '.join(NAMES)}")
         self._depth, self._tied, self._names = depth, tied_last, names
+        self._backward = backward
         self._context = frozenset(wording.words_of(context)) - wording.STATES
         self._own = [_template(k, v, depth) for k, v in (claims or {}).items()]
 
@@ -96,6 +109,16 @@ class Reader:
             if found := pattern.fullmatch(name):
                 wanted = target.format(**found.groupdict())
                 return Claim(name, (Reading(site(wanted)),), family, strict=True)
+        gradient = backward_names.named(name, self._context) if self._backward else None
+        if gradient is not None:
+            claims = [self._plain(rest, entries) for rest in gradient.rests]
+            plain = self._plain(name, entries) if gradient.plain else None
+            return _of_gradient(name, family, gradient, claims, plain)
+        return self._plain(name, entries)
+
+    def _plain(self, name: str, entries: int | None) -> Claim:
+        """Read a name that is of no gradient."""
+        family = _NUMBER.sub("{l}", wording.plain(name), count=1)
         promises = vocabularies.read(name, self._names)
         if promises is not None:
             family = vocabularies.family(name) or family
@@ -295,7 +318,38 @@ class Reader:
     def _as_state(self, number: int) -> Iterator[Reading]:
         place = self.state(number)
         if place is not None:
-            yield Reading(place, convention="index into hidden_states")
+            yield Reading(place, convention=_AS_STATE)
+
+
+def _of_gradient(
+    name: str, family: str, said: Named, claims: Sequence[Claim], plain: Claim | None
+) -> Claim:
+    """Return what the name of a gradient promises, as the rest of it was read."""
+    if plain is not None and plain.strict:
+        return plain
+    strict = [one for one in claims if one.strict and one.readings][:1]
+    chosen = strict or [*claims]
+    # Blocks have outputs; an entry of hidden_states is called otherwise.
+    output = "post" in wording.words_of(name)
+    readings = [
+        Reading(one.site, said.form, f"{said.form}, {one.convention}")
+        for claim in chosen
+        for one in claim.readings
+        if not one.form and not (output and one.convention == _AS_STATE)
+    ]
+    readings = [*(plain.readings if plain else ()), *readings]
+    first = chosen[0] if chosen else Claim(name, (), family)
+    return replace(
+        first,
+        name=name,
+        family=family,
+        readings=tuple(dict.fromkeys(readings)),
+        soft=all(one.soft for one in chosen),
+        token="" if said.objective else first.token,
+        reduced="" if said.objective else first.reduced,
+        over="" if said.objective else first.over,
+        shaped=False,
+    )
 
 
 def _in_block(part: str) -> bool:

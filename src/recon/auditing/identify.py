@@ -237,15 +237,18 @@ class Catalogue:
         found = found.detach().cpu()
         allowed = max(allowance(found.dtype), allowance(self._dtype))
         answers = []
-        for neighbourhood in self._neighbourhoods(tuple(wanted)):
-            answer = neighbourhood.explain(self.arranged(found), allowed, prefer)
+        target = self.arranged(found)
+        for neighbourhood in self._neighbourhoods(tuple(wanted), target):
+            answer = neighbourhood.explain(target, allowed, prefer)
             if answer is not None and answer.how != "nearest":
                 return answer
             if answer is not None:
                 answers.append(answer)
         return min(answers, key=lambda one: one.distance, default=None)
 
-    def _neighbourhoods(self, wanted: tuple[Site, ...]) -> Iterator[Neighbourhood]:
+    def _neighbourhoods(
+        self, wanted: tuple[Site, ...], found: Tensor
+    ) -> Iterator[Neighbourhood]:
         """Yield where to search; the later ones are dearer to build."""
         yield self._near_sites
         yield self._formulas(wanted)
@@ -352,9 +355,7 @@ def _selections(
     for axis in range(values.ndim):
         if not 1 < values.shape[axis] <= _LONGEST_AXIS:
             continue
-        places = [
-            list(islice(some, _MOST_HITS)) for some in shelf.slices(content, axis, cast)
-        ]
+        places = shelf.slices(content, axis, cast, _MOST_HITS)
         shared = {n for n, _ in places[0]} if places else set()
         for number in sorted(shared):
             parts = [

@@ -20,7 +20,8 @@ class Judgement:
     says that it is something bit for bit, ``form`` how it is made of its site (a mean
     over tokens, say), ``by`` what captures from elsewhere were
     judged by: the model's own ``run``, or ``certify``. Judgements of one ``cause`` are
-    told as one finding; ``mend`` is advice that fits better than the rule's.
+    told as one finding; ``mend`` is advice that fits better than the rule's. A gradient
+    is that of the backward ``passes`` with these numbers, from 1.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Judgement:
     by: Literal["", "certify", "run"] = ""
     cause: str = ""
     mend: str = ""
+    passes: tuple[int, ...] = ()
 
     @property
     def right(self) -> bool:

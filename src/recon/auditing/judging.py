@@ -13,13 +13,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from recon.auditing import derived, designs, forms
+from recon.auditing import backward, derived, designs, forms
+from recon.auditing.backward import received
 from recon.auditing.bench import Bench, Match
 from recon.auditing.calls import Call
 from recon.auditing.claims import Claim, Reader, Reading
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import allowance, apart
 from recon.auditing.pieces import REDUCED, piece, reduced
+from recon.auditing.quantities import in_words
 from recon.auditing.refusing import refuse, unclaimed
 from recon.auditing.returned import unstacked
 from recon.auditing.wording import words_of
@@ -37,10 +39,11 @@ _OUTER = (
 
 
 class Judge:
-    """Judges the tensors of one call; ``earlier`` are calls whose values may linger.
+    """Judges the tensors of one call; ``earlier`` are runs whose values may linger.
 
     ``conventions`` fixes how families of loose names are read, as an earlier call
-    showed; families that are not in it are read anew.
+    showed; families that are not in it are read anew. ``others`` are earlier calls
+    whose gradients may linger.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class Judge:
         reader: Reader,
         earlier: Sequence[tuple[str, Trace]] = (),
         conventions: Mapping[str, str] | None = None,
+        others: Sequence[tuple[str, Call]] = (),
     ) -> None:
         self._call, self._reader = call, reader
-        self._bench = Bench(call, earlier)
+        self._bench = Bench(call, earlier, others)
         self.conventions = dict(conventions or {})
 
     def judge(self) -> list[Judgement]:
@@ -67,7 +71,8 @@ class Judge:
             for one in self._family(family, members):
                 done[one.name] = one
         by: Literal["", "run"] = "run" if self._bench.foreign else ""
-        return [replace(done[name], by=by) for name in order]
+        told = [replace(done[name], by=by) for name in order]
+        return backward.accumulated(told) if self._bench.gradients else told
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         depth = self._bench.depth
@@ -139,9 +144,12 @@ class Judge:
         likeliest = [*usable, *claim.readings][:1]
         if not likeliest:
             return unclaimed(self._bench, blank)
+        refused = replace(blank, reading=likeliest[0])
+        if likeliest[0].backward:
+            return backward.refuse(self._bench, refused)
         if any(derived.promised(r) for r in claim.readings):
-            return self._by_formula(replace(blank, reading=likeliest[0]))
-        return self._softly(refuse(self._bench, replace(blank, reading=likeliest[0])))
+            return self._by_formula(refused)
+        return self._softly(refuse(self._bench, refused))
 
     def _by_formula(self, blank: Judgement) -> Judgement:
         """Say what a tensor is whose name promises what a formula makes of a site.
@@ -174,13 +182,15 @@ class Judge:
     # -- does it agree with a reading? -------------------------------------------
 
     def _match(self, claim: Claim, reading: Reading, tensor: Tensor) -> Match | None:
+        if reading.backward:
+            return backward.match(self._bench, claim, reading, tensor)
         if derived.promised(reading):
             return derived.agrees(self._bench, reading, tensor)
         exact = self._bench.exact(tensor, [r.site for r in claim.readings])
         if exact is not None and not reading.form:
             same = [exact.quantity, *exact.ties]
             for one in self._bench.likeliest(same, reading.site):
-                places = [reading.site, _received(reading.site)]
+                places = [reading.site, received(reading.site)]
                 places += [_sent(reading.site)] if one.side else []
                 if one.site in places and not one.run and not one.form:
                     return Match(replace(exact, quantity=one))
@@ -226,8 +236,8 @@ class Judge:
         if match.exact is None:
             words = match.form or match.words or "up to rounding"
             words += f", {match.side}" if match.side else ""
-            sentence = f"`{claim.name}` is {reading.site} {words} (off {match.gap:.1e})"
-            found = f"{reading.site} {words}"
+            found = in_words(reading.site, words)
+            sentence = f"`{claim.name}` is {found} (off {match.gap:.1e})"
             one = replace(one, sentence=sentence, found=found, form=match.form)
             if derived.promised(reading):
                 return derived.held_to_token(self._bench, one, match.form)
@@ -235,6 +245,7 @@ class Judge:
                 return beside(self._bench, reduced(self._bench, one, match.form), match)
             library = reading.form and _library_shows(reading)
             return replace(one, notes=(("by-design", sentence),)) if library else one
+        one = replace(one, passes=match.exact.quantity.passes)
         return beside(self._bench, piece(self._bench, one, match.exact), match)
 
 
@@ -266,14 +277,8 @@ def _named(inner: str, name: str) -> bool:
 
 def _library_shows(reading: Reading) -> bool:
     """Whether a form comes of processed weights; scores and divisors do not."""
-    return reading.form not in ("raw", "-inf", "scale", "by head", "each head")
-
-
-def _received(place: Site) -> Site:
-    """Return where a site's value arrives: an edit by a hook shows there first."""
-    if place.part == "resid_post" and place.layer is not None:
-        return Site("resid_pre", place.layer + 1)
-    return place
+    plain = ("raw", "-inf", "scale", "by head", "each head")
+    return reading.form not in plain and not reading.backward
 
 
 def _sent(place: Site) -> Site:
@@ -288,8 +293,11 @@ def _convention(
 ) -> str:
     """Return the convention under which most names of one kind are right."""
     score: dict[str, list[int]] = {}
+    shared = _shared(claims)
     for place, (claim, found) in enumerate(zip(claims, matches, strict=True)):
         for reading in claim.readings:
+            if reading.backward and shared and reading.convention not in shared:
+                continue
             kept = score.setdefault(reading.convention, [])
             match = found.get(reading)
             if match is not None and place not in kept:
@@ -297,3 +305,12 @@ def _convention(
     if not score:
         return ""
     return max(score, key=lambda name: len(score[name]))
+
+
+def _shared(claims: Sequence[Claim]) -> set[str]:
+    """Return the conventions by which each name of a kind can be read.
+
+    Where a name has the number 0, none of its kind counts from 1.
+    """
+    each = [{one.convention for one in claim.readings} for claim in claims]
+    return set.intersection(*each)

@@ -24,7 +24,6 @@ from recon.auditing.situations import Situation
 from recon.auditing.structure import structure
 from recon.auditing.vocabularies import Names
 from recon.facts import Environment
-from recon.trace import Trace
 from recon.verification import record
 
 _EXACT = frozenset({"wrong-site", "wrong-layer"})
@@ -126,13 +125,22 @@ class Outcome:
             return None
         facts = traces[0].facts
         context = self.caller.name if self.caller is not None else ""
-        return Reader(facts.depth, facts.tied_last, self.claims, self.names, context)
+        return Reader(
+            facts.depth,
+            facts.tied_last,
+            self.claims,
+            self.names,
+            context,
+            bool(call.backward),
+        )
 
     def _judge(self, call: Call, main: bool) -> None:
         reader = self._reader(call)
         if reader is None:
             return
-        judge = Judge(call, reader, list(self._earlier(call)), self._conventions)
+        others = list(self._others(call))
+        earlier = [(run, trace) for run, one in others for trace in computed_by(one)]
+        judge = Judge(call, reader, earlier, self._conventions, others)
         judged = judge.judge()
         if self.caller is None and call.clean is not None:
             judged = by_each_other(judged, call.clean)
@@ -181,12 +189,11 @@ class Outcome:
                 )
             )
 
-    def _earlier(self, call: Call) -> Iterator[tuple[str, Trace]]:
-        """Yield runs whose values may linger."""
+    def _others(self, call: Call) -> Iterator[tuple[str, Call]]:
+        """Yield calls whose values may linger."""
         for other in self.calls[-2:]:
             if not _same_prompt(other, call):
-                for trace in computed_by(other):
-                    yield f"an earlier call ({other.situation.name})", trace
+                yield f"an earlier call ({other.situation.name})", other
 
     # -- all together ------------------------------------------------------------------
 

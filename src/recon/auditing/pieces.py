@@ -152,6 +152,8 @@ def _rows_of(bench: Bench, exact: Exact) -> int:
 
 def _pass_of(bench: Bench, exact: Exact) -> Trace | None:
     found = exact.quantity.tensor
+    if exact.quantity.passes:
+        return bench.gradients.forward(exact.quantity)
     traces = [*bench.catalogue.current, *(side.trace for side in bench.sides)]
     held = (t for t in traces if _holds(t, exact.quantity))
     return next(held, None) if found.numel() else None

@@ -11,6 +11,10 @@ from recon.ops import Lookup
 from recon.sites import Site
 from recon.trace import Trace
 
+# Forms begin with these where a backward pass of the code's own made the tensor.
+GRADIENT = "gradient"
+TIMES_VALUE = f"{GRADIENT} times value"
+
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
@@ -19,6 +23,7 @@ class Quantity:
     ``axes`` name its axes (``B T D``); ``form`` says in words what was done to the site
     (empty: nothing), ``run`` which pass it comes from (empty: the one asked for),
     ``side`` on which side of an edit it is, where the code edits that very site.
+    ``passes`` numbers the backward passes, from 1, whose gradient it is or sums.
     """
 
     site: Site
@@ -27,12 +32,23 @@ class Quantity:
     form: str = ""
     run: str = ""
     side: str = ""
+    passes: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
         """Say in words what it is: ``h.3.ln_1 without weight and bias``."""
-        words = " ".join(filter(None, (str(self.site), self.form, self.side)))
+        words = f"{in_words(self.site, self.form)} {self.side}".strip()
         return f"{words} of {self.run}" if self.run else words
+
+
+def in_words(place: Site, form: str) -> str:
+    """Name a form of a site: ``the gradient at h.3.mlp_out, in backward pass 2``."""
+    if not form.startswith(GRADIENT):
+        return f"{place} {form}".strip()
+    words = form.removeprefix(TIMES_VALUE)
+    if words != form:
+        return f"the gradient times the value at {place}{words}"
+    return f"the gradient at {place}{form.removeprefix(GRADIENT)}"
 
 
 def axes_of(place: Site) -> tuple[str, ...]:

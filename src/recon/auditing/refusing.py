@@ -15,6 +15,7 @@ from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import Near, allowance, apart
 from recon.auditing.pieces import HAND_ON, other_pass, overwritten
+from recon.auditing.quantities import GRADIENT
 from recon.sites import Site
 from recon.trace import sources
 
@@ -42,8 +43,7 @@ def unclaimed(bench: Bench, one: Judgement) -> Judgement:
     elif torch.equal(one.tensor, bench.call.situation.inputs["input_ids"]):
         sentence, found = f"`{one.name}` is input_ids", "input_ids"
     else:
-        near = bench.catalogue.near(one.tensor, (), lambda q: False)
-        sentence, found = _in_words(one.name, near)
+        sentence, found = told_near(one.name, bench.near(one.tensor))
     if one.claim.beyond is not None:
         words = f"{sentence}; the model has no {one.claim.beyond}"
         return replace(one, rule="wrong-layer", sentence=words, found=found)
@@ -97,7 +97,7 @@ def _inputs_of(bench: Bench, wanted: Sequence[Site]) -> Iterator[Site]:
 def _as_near(
     bench: Bench, one: Judgement, near: Near | None, claimed: Site
 ) -> Judgement:
-    sentence, found = _in_words(one.name, near)
+    sentence, found = told_near(one.name, near)
     one = replace(one, sentence=sentence, found=found)
     if near is None:
         expected = " or ".join(quantities.axes_of(claimed))
@@ -131,7 +131,7 @@ def _as_near(
         return replace(one, rule="wrong-formula", sentence=words)
     if quantity.form:
         return replace(one, rule="wrong-formula")
-    return replace(one, rule=_other_site(quantity.site, claimed))
+    return replace(one, rule=other_site(quantity.site, claimed))
 
 
 def _together(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
@@ -226,12 +226,15 @@ def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
     if actual.form in ("table", "weight"):
         name = "wrong-tokens" if actual.form == "table" else "wrong-site"
         return replace(one, rule=name)
+    if actual.form.startswith(GRADIENT):
+        # A name with words that nobody knows may be that of a gradient.
+        return replace(one, rule="unexplained" if one.claim.soft else "wrong-site")
     if actual.form or actual.site in sources(claimed):
         return replace(one, rule="wrong-layout")
-    return replace(one, rule=_other_site(actual.site, claimed))
+    return replace(one, rule=other_site(actual.site, claimed))
 
 
-def _other_site(actual: Site, claimed: Site) -> str:
+def other_site(actual: Site, claimed: Site) -> str:
     """Tell another block from another part, seen as people count: states, blocks."""
     if actual.part == claimed.part:
         return "wrong-layer"
@@ -240,7 +243,8 @@ def _other_site(actual: Site, claimed: Site) -> str:
     return "wrong-layer" if between else "wrong-site"
 
 
-def _in_words(name: str, near: Near | None) -> tuple[str, str]:
+def told_near(name: str, near: Near | None) -> tuple[str, str]:
+    """Return a sentence that says what a tensor is near to, and what that is."""
     if near is None:
         return f"`{name}` has a shape that nothing in the model has", ""
     if near.how == "nearest" and near.distance > _FAR:

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
-from recon.recorder import onward
+from recon.recorder import gradients, onward
+
+_OURS = frozenset({gradients.__name__, onward.__name__})
 
 
 @dataclass
@@ -33,7 +35,7 @@ def registrations() -> Iterator[Registered]:
 
     def noting(self: RemovableHandle, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if _by_torch(sys._getframe(1)) or _by_recorder(sys._getframe(2)):
+        if _by_torch(sys._getframe(1)) or _by_recorder(sys._getframe(1)):
             return
         seen.keys.add(self.id)
         if _entering(sys._getframe(1)):
@@ -53,8 +55,9 @@ def _by_torch(frame: FrameType) -> bool:
 
 
 def _by_recorder(frame: FrameType) -> bool:
-    """Whether recon itself hooks a module in a pass, to see what others make of it."""
-    return bool(frame.f_globals.get("__name__") == onward.__name__)
+    """Whether recon itself hooks a module or tensor in a pass, to see what comes."""
+    near = (frame, frame.f_back)
+    return any(f and f.f_globals.get("__name__") in _OURS for f in near)
 
 
 def _entering(frame: FrameType | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import TypeAlias
 
 import numpy as np
@@ -39,13 +39,16 @@ class Shelf:
         return chain(*self._hashed(np.array([content.digest]), cast))
 
     def slices(
-        self, content: Content, axis: int, cast: Cast
-    ) -> list[Iterator[tuple[int, Part]]]:
+        self, content: Content, axis: int, cast: Cast, most: int
+    ) -> list[list[tuple[int, Part]]]:
         """Give for each slice of a tensor number and piece of all that has its content.
 
-        Whole quantities come first; an empty list if there is a slice that nothing has.
+        Whole quantities come first, and no more than ``most``; an empty list if there
+        is a slice that nothing has. Equal slices, of zeros say, are looked up once.
         """
-        return self._hashed(content.along(axis), cast)
+        wanted, which = np.unique(content.along(axis), return_inverse=True)
+        found = [list(islice(one, most)) for one in self._hashed(wanted, cast)]
+        return [found[number] for number in which.tolist()] if found else []
 
     def _hashed(self, wanted: Int64, cast: Cast) -> list[Iterator[tuple[int, Part]]]:
         if cast not in self._indexes:

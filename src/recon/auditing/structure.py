@@ -50,7 +50,8 @@ def _lists(call: Call, reader: Reader, depth: int) -> Iterator[Finding]:
 
 
 def _layers(reader: Reader, name: str) -> set[int | None]:
-    return {reading.site.layer for reading in reader.read(name).readings}
+    readings = reader.read(name).readings
+    return {one.site.layer for one in readings if not one.backward}
 
 
 def _keys(call: Call, main: Call) -> Iterator[Finding]:

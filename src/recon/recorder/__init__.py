@@ -3,10 +3,11 @@
 A recorder puts one forward hook on each module of a ``Plan`` and keeps what the hook
 sees, by reference. ``recording`` is its life, ``listening`` what a hook does,
 ``passes`` what is kept of a pass, ``assembling`` how that becomes a trace; ``onward``
-notes what goes on after the hooks of others.
+notes what goes on after the hooks of others, ``gradients`` what comes back.
 """
 
 from recon.recorder.assembling import never_ran
+from recon.recorder.gradients import GradientRecorder, of_gradients
 from recon.recorder.onward import Edit, Onward
 from recon.recorder.options import Keep, Options, Positions
 from recon.recorder.passes import Consumer
@@ -15,10 +16,12 @@ from recon.recorder.recording import Recorder
 __all__ = [
     "Consumer",
     "Edit",
+    "GradientRecorder",
     "Keep",
     "Onward",
     "Options",
     "Positions",
     "Recorder",
     "never_ran",
+    "of_gradients",
 ]

@@ -57,11 +57,8 @@ def keeping_listener(threads: Threads, place: int, tap: Tap, keeper: Keeper) -> 
         one = threads.current
         if one is None or not one.running:
             return
-        reads = tap.reads
-        if tap.again and (tap.spared(one.start) or one.has_called(place)):
-            reads = tap.again
         kept = []
-        for seen, port in reads:
+        for seen, port in tap.again if fires_again(tap, one, place) else tap.reads:
             tensor = look(port, args, kwargs, output)
             kept.append(None if tensor is None else keepers[seen](one, tensor))
         said = None if note is None else note(module, args, kwargs, output)
@@ -69,6 +66,11 @@ def keeping_listener(threads: Threads, place: int, tap: Tap, keeper: Keeper) -> 
         one.calls.append((place, tuple(kept), None, said))
 
     return listen
+
+
+def fires_again(tap: Tap, one: Pass, place: int) -> bool:
+    """Whether a tap that fires now sees what its second firing means."""
+    return bool(tap.again) and (tap.spared(one.start) or one.has_called(place))
 
 
 @dataclass(frozen=True, eq=False)
