@@ -156,6 +156,24 @@ def test_gradients_that_pile_up_are_wrong_beside_a_single_one(model, names, wron
     assert codes(audited(model, capture)) == ({"RC106"} if wrong else set())
 
 
+def test_what_each_head_counts_for_is_known_in_either_order(model):
+    def capture(model, input_ids):
+        taps, heads = [], model.config.n_head
+        projection = model.transformer.h[1].attn.c_proj
+        handle = projection.register_forward_pre_hook(lambda m, a: taps.append(a[0]))
+        with torch.enable_grad(), handle:
+            (loss,) = one_of(model(input_ids).logits)
+            (gradient,) = torch.autograd.grad(loss, taps)
+        each = (gradient * taps[0].detach()).unflatten(-1, (heads, -1)).sum(-1)
+        return {"grad_x_z_1": each, "z_x_grad_1": each.transpose(1, 2).clone()}
+
+    report = audited(model, capture)
+    assert codes(report) == set()
+    assert {one.status for one in report.tensors} == {"right"}
+    claim = "the gradient times the value at h.1.attn.z"
+    assert {one.claim for one in report.tensors} == {claim}
+
+
 def test_zeros_are_a_gradient_where_zeros_arrived(model):
     def capture(model, input_ids):
         _, (gradient,) = tapped(

@@ -68,12 +68,15 @@ def _as_reduced(bench: Bench, reading: Reading, tensor: Tensor) -> Match | None:
     if not tensor.is_floating_point():
         return None
     slim = tensor.detach().cpu().squeeze()
-    for place in (reading.site, received(reading.site)):
-        for made in bench.gradients.reductions(place, _times(reading), slim.shape):
-            known = made.tensor.squeeze()
-            allowed = max(allowance(slim.dtype), allowance(known.dtype))
-            if known.shape == slim.shape and apart(known, slim) <= allowed:
-                return Match(gap=apart(known, slim), form=made.form)
+    # Heads that stood side by side come behind the tokens, and ahead of them here.
+    turned = [slim.transpose(-1, -2)] if slim.ndim > 1 else []
+    for found in (slim, *turned):
+        for place in (reading.site, received(reading.site)):
+            for made in bench.gradients.reductions(place, _times(reading), found.shape):
+                known = made.tensor.squeeze()
+                allowed = max(allowance(found.dtype), allowance(known.dtype))
+                if known.shape == found.shape and apart(known, found) <= allowed:
+                    return Match(gap=apart(known, found), form=made.form)
     return None
 
 
