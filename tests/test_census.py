@@ -89,6 +89,15 @@ def test_a_forward_replaced_on_one_module_is_found(model):
     assert kinds(model) == [("forward override", "transformer.h.1.mlp")]
 
 
+def test_a_forward_of_another_module_is_foreign_and_a_module_s_own_is_not(model):
+    ours, other = model.transformer.h[1].mlp, model.transformer.h[0].mlp
+    ours.forward = type(ours).forward.__get__(ours)
+    assert foreign(census(model)) == ()
+    ours.forward = other.forward
+    (found,) = foreign(census(model))
+    assert found.owner == f"{type(other).__name__}.forward bound to transformer.h.0.mlp"
+
+
 @pytest.mark.skipif(not versions.HOOKED, reason="no hooks stay behind")
 def test_hooks_of_transformers_are_known_by_owner_and_not_foreign(model, ids):
     model(ids, output_hidden_states=True)

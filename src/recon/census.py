@@ -62,7 +62,18 @@ def _all(model: nn.Module) -> Iterator[Found]:
             for key, hook in getattr(module, attribute, {}).items():
                 yield Found(kind, path, owner(hook), key)
         if "forward" in module.__dict__:
-            yield Found("forward override", path, owner(module.__dict__["forward"]))
+            forward = module.__dict__["forward"]
+            yield Found("forward override", path, _of_another(model, module, forward))
+
+
+def _of_another(model: nn.Module, module: nn.Module, forward: Any) -> str:
+    """Name the function that a module runs; that of another module by its path."""
+    bound = getattr(forward, "__self__", module)
+    if bound is module or not isinstance(bound, nn.Module):
+        return owner(forward)
+    paths = (path for path, one in model.named_modules() if one is bound)
+    place = next(paths, "a module elsewhere")
+    return f"{type(bound).__name__}.{forward.__name__} bound to {place}"
 
 
 def owner(hook: Any) -> str:

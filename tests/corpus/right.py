@@ -1493,3 +1493,136 @@ def token_by_token(model, input_ids):
         f"hidden_states.{i}": torch.cat(states, 1)
         for i, states in enumerate(zip(*pieces, strict=True))
     }
+
+
+# -- several numbers in a name, of which one is that of the block ------------------
+
+
+def _states(model, input_ids):
+    with torch.no_grad(), ExitStack() as stack:
+        kept = []
+        for block in model.transformer.h:
+            keep = block.register_forward_hook(lambda m, a, out: kept.append(out))
+            stack.callback(keep.remove)
+        model(input_ids)
+    return kept
+
+
+@right("rows and layers by number, rows first")
+def rows_by_number(model, input_ids):
+    states = _states(model, input_ids)
+    rows = range(len(input_ids))
+    return {f"row_{r}_layer_{i}": s[r] for r in rows for i, s in enumerate(states)}
+
+
+@right("tokens by number under their layer", notes={"RC121", "RC303"})
+def tokens_by_number(model, input_ids):
+    states = _states(model, input_ids)
+    return {f"resid_post_{i}": {f"token_{t}": s[:, t] for t in (0, 1, 4)}
+            for i, s in enumerate(states)}  # fmt: skip
+
+
+@right("one dictionary for each prompt", notes={"RC120"})
+def prompts_by_number(model, input_ids):
+    prompts = enumerate((input_ids, input_ids.flip(1)))
+    return {
+        f"prompt_{n}": {f"layer_{i}": s for i, s in enumerate(_states(model, ids))}
+        for n, ids in prompts
+    }
+
+
+@right("heads by number, from 1", notes={"RC121"})
+def heads_from_one(model, input_ids):
+    count, kept = model.config.n_head, {}
+
+    def keep(layer, module, args):
+        for head, z in enumerate(args[0].chunk(count, -1), 1):
+            kept[f"head_{head}_layer_{layer}"] = z
+
+    with torch.no_grad(), ExitStack() as stack:
+        for i, block in enumerate(model.transformer.h):
+            hook = block.attn.c_proj.register_forward_pre_hook(partial(keep, i))
+            stack.callback(hook.remove)
+        model(input_ids)
+    return kept
+
+
+@right("what the last map of each half puts out, before dropout, by a loose name")
+def outputs_of_the_last_maps(model, input_ids):
+    kept = {}
+
+    def keep(name, module, args, output):
+        kept[name] = output
+
+    with torch.no_grad(), ExitStack() as stack:
+        for i, block in enumerate(model.transformer.h):
+            for half, name in ((block.attn, "attn_out"), (block.mlp, "mlp_out")):
+                hook = partial(keep, f"{name}_{i}")
+                stack.callback(half.c_proj.register_forward_hook(hook).remove)
+        model(input_ids)
+    return kept
+
+
+@right("biases beside what they were added to", notes={"RC120"})
+def biases_beside_captures(model, input_ids):
+    found = {f"layer_{i}": s for i, s in enumerate(_states(model, input_ids))}
+    return found | {
+        f"blocks.{i}.attn.b_O": block.attn.c_proj.bias.detach().clone()
+        for i, block in enumerate(model.transformer.h)
+    }
+
+
+@right("the parts of a block in a tuple, and q, k, v in another", notes={"RC120"})
+def parts_in_tuples(model, input_ids):
+    kept = {}
+
+    def keep(name, module, args, output):
+        kept[name] = output
+
+    with torch.no_grad(), ExitStack() as stack:
+        for i, block in enumerate(model.transformer.h):
+            for part in (block.mlp, block.ln_2, block.attn.c_attn):
+                hook = partial(keep, (i, part))
+                stack.callback(part.register_forward_hook(hook).remove)
+        model(input_ids)
+    blocks = list(enumerate(model.transformer.h))
+    both = {f"layer{i}": (kept[i, b.mlp], kept[i, b.ln_2]) for i, b in blocks}
+    return both | {"qkv": [kept[i, b.attn.c_attn].chunk(3, -1) for i, b in blocks]}
+
+
+@right("the whole stream in one tensor, and last tokens of all layers in another")
+def stacks_of_layers(model, input_ids):
+    with torch.no_grad():
+        first = model.transformer.drop(model.transformer.wte(input_ids)
+            + model.transformer.wpe(torch.arange(input_ids.shape[1])))  # fmt: skip
+        states = _states(model, input_ids)
+    return {
+        "hidden": torch.stack([first, *states]),
+        "last_token_resid": torch.stack([state[:, -1] for state in states], 1),
+        "final": states[-1],
+    }
+
+
+@right("a dictionary for each row", notes=set())
+def dictionaries_of_rows(model, input_ids):
+    states = _states(model, input_ids)
+    rows = range(len(input_ids))
+    return [{f"layer_{i}": s[row] for i, s in enumerate(states)} for row in rows]
+
+
+@right("layers from the end, their last tokens, and one neuron", notes={"RC121"})
+def layers_from_the_end(model, input_ids):
+    depth, kept = len(model.transformer.h), {}
+
+    def keep(layer, module, args, output):
+        kept[f"neuron_5_layer_{layer}"] = output[..., 5]
+
+    with torch.no_grad(), ExitStack() as stack:
+        for i, block in enumerate(model.transformer.h):
+            hook = partial(keep, i)
+            stack.callback(block.mlp.act.register_forward_hook(hook).remove)
+        states = _states(model, input_ids)
+    for i, state in enumerate(states):
+        kept[f"layer_{i - depth}"] = state
+        kept[f"layer_{i}_pos_-1"] = state[:, -1]
+    return kept

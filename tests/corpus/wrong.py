@@ -2486,7 +2486,7 @@ def corrupted_run_is_the_clean_one(model, input_ids):
     return {"corrupted_logits": corrupted}
 
 
-@wrong(row="new", rules={"RC116"})
+@wrong(row="new", rules={"RC107"})
 def clean_rows_are_corrupted(model, input_ids):
     """Half of a doubled batch is corrupted, and the clean half is the wrong one."""
     both = torch.cat([input_ids.flip(1), input_ids])
@@ -2672,3 +2672,103 @@ def mean_over_another_axis(model, input_ids):
         attentions = model(input_ids, output_attentions=True).attentions
     averaged = torch.stack(attentions).mean(1)
     return {f"attention_mean_over_heads_{i}": one for i, one in enumerate(averaged)}
+
+
+# -- names that number rows and heads, or say which run it was ---------------------
+
+
+@wrong(row="new", rules={"RC114"}, sites="h.*.attn.z")
+def the_head_after_the_one_named(model, input_ids):
+    """Heads are counted from 1 where they are cut, and from 0 where they are named."""
+    count = model.config.n_head
+    places = {i: (block.attn.c_proj, IN) for i, block in numbered(model)}
+    merged = collect(model, input_ids, places)
+    return {
+        f"head_{h}_layer_{i}": z.chunk(count, -1)[(h + 1) % count]
+        for i, z in merged.items()
+        for h in range(count)
+    }
+
+
+@wrong(row="new", rules={"RC114"}, sites="h.*.resid_post")
+def rows_from_the_end(model, input_ids):
+    """Row 0 is the last one."""
+    places = {i: (block, OUT) for i, block in numbered(model)}
+    states, rows = collect(model, input_ids, places), range(len(input_ids))
+    return {f"row_{r}/layer_{i}": s[-1 - r] for i, s in states.items() for r in rows}
+
+
+@wrong(row="new", rules={"RC116"})
+def reversed_run_served_from_a_cache(model, input_ids):
+    """A cache of runs knows them by shape, and hands out the first for the second."""
+    runs = {}
+
+    def states(ids):
+        if ids.shape not in runs:
+            places = {f"layer_{i}": (block, OUT) for i, block in numbered(model)}
+            runs[ids.shape] = collect(model, ids, places)
+        return runs[ids.shape]
+
+    return {"given": states(input_ids), "reversed": states(input_ids.flip(1))}
+
+
+@wrong(row="new", rules={"RC116"})
+def steering_that_misses_cached_steps(model, input_ids):
+    """The tokens from 3 on are steered, and each step of decoding has but token 0."""
+    pieces, cache = [], None
+
+    def steer(module, args, output):
+        output = output.clone()
+        output[:, 3:] += 1.0
+        return output
+
+    def keep(module, args, output):
+        pieces.append(output)
+
+    first, last = model.transformer.h[0], model.transformer.h[-1]
+    with ExitStack() as stack, torch.no_grad():
+        stack.callback(first.register_forward_hook(steer).remove)
+        stack.callback(last.register_forward_hook(keep).remove)
+        for ids in (input_ids[:, :2], *input_ids[:, 2:].split(1, dim=1)):
+            out = model(ids, **{CACHE: cache}, use_cache=True)
+            cache = out.past_key_values
+    return {f"steered_resid_post_{len(model.transformer.h) - 1}": torch.cat(pieces, 1)}
+
+
+@wrong(row="new", rules={"RC211"})
+def forwards_put_back_on_the_wrong_modules(model, input_ids):
+    """Each MLP gets the forward back that the last one had."""
+    kept = {}
+
+    def wrapped(name, forward, *args, **kwargs):
+        kept[name] = forward(*args, **kwargs)
+        return kept[name]
+
+    for i, block in numbered(model):
+        original = block.mlp.forward
+        block.mlp.forward = partial(wrapped, f"mlp_out_{i}", original)
+    try:
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        for _, block in numbered(model):
+            block.mlp.forward = original
+    return kept
+
+
+@wrong(row="new", rules={"RC116"}, sites="h.0.resid_post")
+def patched_state_kept_before_it_is_patched(model, input_ids):
+    """The hook that keeps the state was made ahead of the one that patches it."""
+    kept, block = {}, model.transformer.h[0]
+
+    def keep(module, args, output):
+        kept["patched_resid_post_0"] = output
+
+    def patch(module, args, output):
+        return output.roll(1, dims=0) + 1.0
+
+    with ExitStack() as stack, torch.no_grad():
+        for hook in (keep, patch):
+            stack.callback(block.register_forward_hook(hook).remove)
+        model(input_ids)
+    return kept

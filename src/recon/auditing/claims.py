@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from recon.auditing import backward_names, vocabularies, wording
 from recon.auditing.backward_names import Named
 from recon.auditing.formula_words import FORMULA_WORDS, formulas_meant, only_formulas
+from recon.auditing.numerals import Numerals, numerals
+from recon.auditing.parts import parts_meant
 from recon.auditing.quantities import GRADIENT, in_words
 from recon.auditing.vocabularies import NAMES, Names
 from recon.errors import UnknownSiteError, UsageError
@@ -22,10 +24,10 @@ from recon.sites import Site, site
 _WRAPPERS = re.compile(
     r"^(?:(?:module|_orig_mod|base_model|model|_model|_module|gpt2|net|self)\.)+"
 )
-_NUMBER = re.compile(r"\d+")
 # The form of logits that are made of the state which follows these words.
 LENS = "made of ln_f of "
 _AS_STATE = "index into hidden_states"
+_ALONG = "along the stream"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Claim:
     ``reduced`` the kind of mean, sum or maximum that it promises, ``over`` what it is
     to be taken over: rows, tokens, heads. What is ``shaped`` is promised of a tensor
     with the shape of the site only, and nothing of others. ``beyond`` is a site that
-    only a deeper model has.
+    only a deeper model has. ``counted`` are the row, token and head that a loose name
+    gives the number of.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Claim:
     over: str = ""
     shaped: bool = False
     beyond: Site | None = None
+    counted: Mapping[str, int] = field(default_factory=dict)
 
 
 class Reader:
@@ -99,26 +103,27 @@ class Reader:
         self._context = frozenset(wording.words_of(context)) - wording.STATES
         self._own = [_template(k, v, depth) for k, v in (claims or {}).items()]
 
-    def read(self, name: str, entries: int | None = None) -> Claim:
-        """Return what a name promises; ``entries`` is the length of its list, if any.
+    def read(self, name: str) -> Claim:
+        """Return what a name promises.
 
         The elements of a list are named ``name.0``, ``name.1`` and so on.
         """
-        family = _NUMBER.sub("{l}", wording.plain(name), count=1)
+        family = numerals(name).family
         for pattern, target in self._own:
             if found := pattern.fullmatch(name):
                 wanted = target.format(**found.groupdict())
                 return Claim(name, (Reading(site(wanted)),), family, strict=True)
         gradient = backward_names.named(name, self._context) if self._backward else None
         if gradient is not None:
-            claims = [self._plain(rest, entries) for rest in gradient.rests]
-            plain = self._plain(name, entries) if gradient.plain else None
+            claims = [self._plain(rest) for rest in gradient.rests]
+            plain = self._plain(name) if gradient.plain else None
             return _of_gradient(name, family, gradient, claims, plain)
-        return self._plain(name, entries)
+        return self._plain(name)
 
-    def _plain(self, name: str, entries: int | None) -> Claim:
+    def _plain(self, name: str) -> Claim:
         """Read a name that is of no gradient."""
-        family = _NUMBER.sub("{l}", wording.plain(name), count=1)
+        numbers = numerals(name)
+        family = numbers.family
         promises = vocabularies.read(name, self._names)
         if promises is not None:
             family = vocabularies.family(name) or family
@@ -131,9 +136,10 @@ class Reader:
             return Claim(name, strict, family, strict=True)
         if self._names != "auto":
             return Claim(name, (), family)
-        readings = tuple(self._loose(name, entries))
+        readings = tuple(self._loose(name, numbers))
         words = wording.words_of(name)
-        soft = not wording.KNOWN.issuperset(w for w in words if not w.isdigit())
+        told = (w for w in words if not w.isdigit() and w not in numbers.nouns)
+        soft = numbers.others or not wording.KNOWN.issuperset(told)
         read = tuple(dict.fromkeys(readings))
         return Claim(
             name,
@@ -144,6 +150,7 @@ class Reader:
             reduced=wording.promised_reduction(words),
             over=wording.promised_axis(words),
             shaped=wording.of_anything(frozenset(words)),
+            counted=numbers.counted,
         )
 
     def exists(self, place: Site) -> bool:
@@ -172,7 +179,8 @@ class Reader:
             if spelling == "lm_head.input":
                 return (Reading(Site("ln_f")),)
             if (state := _STATE.fullmatch(spelling)) is not None:
-                place = self.state(int(state[1]))
+                number = int(state[1])
+                place = self.state(number if number >= 0 else self._depth + 1 + number)
                 return (Reading(place),) if place is not None else ()
         for spelling, spelt in self._spelt(name):
             if self.exists(spelt):
@@ -209,47 +217,54 @@ class Reader:
 
     # -- loose names -----------------------------------------------------------
 
-    def _loose(self, name: str, entries: int | None) -> Iterator[Reading]:
-        words = wording.words_of(name)
-        numbers = [int(word) for word in words if word.isdigit()]
-        bare = frozenset(word for word in words if not word.isdigit())
+    def _loose(self, name: str, numbers: Numerals) -> Iterator[Reading]:
+        words, layer = wording.words_of(name), numbers.layer
+        bare = frozenset(w for w in words if not w.isdigit()) - numbers.nouns
+        if layer is not None:
+            bare -= wording.PLACES
+            if layer < 0:
+                states = bare >= {"hidden", "states"}
+                layer += self._depth + states
+        bare |= {"neuron"} if "neurons" in numbers.counted else frozenset()
         promised = formulas_meant(words)
         for form, parts in promised:
-            yield from self._formula(form, parts or self._of(bare), numbers)
+            yield from self._formula(form, parts or self._of(bare), layer)
         anything = wording.of_anything(bare) and "lens" not in bare
         if only_formulas(promised, words) and not anything:
             return
         if "lens" in bare:
-            yield from self._lens(numbers)
+            yield from () if layer is None else self._lens(layer)
             return
         if wording.of_anything(bare):
-            if numbers and bare & wording.WEIGHTS:
-                yield from self._numbered(name, numbers[0], bare, ("attn.pattern",))
+            if layer is not None and bare & wording.WEIGHTS:
+                yield from self._numbered(name, layer, bare, ("attn.pattern",))
             return
-        parts = wording.parts_meant(bare)
+        parts = parts_meant(bare)
         if parts == ("ln_f",) and bare & wording.IN:
             last = Site("resid_post", self._depth - 1)
             yield Reading(last, convention="before ln_f")
             return
-        if bare & wording.FINAL and not numbers and "resid_post" in parts:
+        if bare & wording.FINAL and layer is None and "resid_post" in parts:
             yield Reading(Site("resid_post", self._depth - 1), convention="last block")
             if not bare & wording.RESIDUAL:
                 yield Reading(self.last, convention="last state")
             return
-        if bare and bare <= wording.WEAK and len(numbers) > 1:
+        if bare <= wording.WEAK and "heads" in numbers.counted:
             parts = wording.HEADS
         elif bare <= wording.WEAK:
             # Captures of a function mlp_outputs may well be called layer_3.
             first = () if bare else ("resid_post",)
-            parts = (*parts, *first, *wording.parts_meant(self._context))
-        if not numbers:
+            parts = (*parts, *first, *parts_meant(self._context))
+        if parts == ("attn.qkv",) and (part := _PART.search(name)):
+            parts = (f"attn.{'qkv'[int(part[1])]}",)
+        if layer is None:
             yield from (
                 Reading(Site(part), convention=part)
                 for part in parts
                 if Site(part).depth[0] != 1
             )
             return
-        yield from self._numbered(name, numbers[0], bare, parts)
+        yield from self._numbered(name, layer, bare, parts)
 
     def _numbered(
         self, name: str, number: int, bare: frozenset[str], parts: Sequence[str]
@@ -269,13 +284,14 @@ class Reader:
                         )
         if states and (parts or bare & wording.STATES or not bare):
             yield from self._as_state(number)
+            yield from self._along_stream(number)
 
     def _of(self, bare: frozenset[str]) -> tuple[str, ...]:
         """Return the parts that a name means beside the words for a formula."""
-        return wording.parts_meant(bare - FORMULA_WORDS) or ("resid_post",)
+        return parts_meant(bare - FORMULA_WORDS) or ("resid_post",)
 
     def _formula(
-        self, form: str, parts: Sequence[str], numbers: Sequence[int]
+        self, form: str, parts: Sequence[str], layer: int | None
     ) -> Iterator[Reading]:
         """Yield the sites that a formula may be of, by a number as blocks are counted.
 
@@ -283,32 +299,31 @@ class Reader:
         """
         for part in parts:
             if not _in_block(part):
-                if not numbers or len(parts) == 1:
+                if layer is None or len(parts) == 1:
                     yield Reading(Site(part), form, f"{form} of {part}")
-            elif numbers:
+            elif layer is not None:
                 for start in (0, 1):
-                    place = Site(part, numbers[0] - start)
+                    place = Site(part, layer - start)
                     if self.exists(place):
                         yield Reading(place, form, f"{form} of {part} from {start}")
             elif form.startswith(("rollout", "linear CKA")):
                 yield Reading(Site(part, self._depth - 1), form, form)
-        if "resid_post" in parts and numbers:
-            state = self.state(numbers[0])
+        if "resid_post" in parts and layer is not None:
+            state = self.state(layer)
             if state is not None and state != Site("ln_f"):
                 yield Reading(state, form, f"{form} of hidden_states")
 
-    def _lens(self, numbers: Sequence[int]) -> Iterator[Reading]:
+    def _lens(self, number: int) -> Iterator[Reading]:
         """Yield the logits that a lens makes of a state, by ln_f and the unembedding.
 
         The logit lens is nostalgebraist's (2020): interpreting GPT.
         """
-        for number in numbers[:1]:
-            for start in (0, 1):
-                place = Site("resid_post", number - start)
-                if self.exists(place):
-                    yield self._through(place, f"lens from {start}")
-            if (state := self.state(number)) is not None:
-                yield self._through(state, "lens of hidden_states")
+        for start in (0, 1):
+            place = Site("resid_post", number - start)
+            if self.exists(place):
+                yield self._through(place, f"lens from {start}")
+        if (state := self.state(number)) is not None:
+            yield self._through(state, "lens of hidden_states")
 
     def _through(self, state: Site, convention: str) -> Reading:
         last = state in (Site("ln_f"), Site("resid_post", self._depth - 1))
@@ -319,6 +334,13 @@ class Reader:
         place = self.state(number)
         if place is not None:
             yield Reading(place, convention=_AS_STATE)
+
+    def _along_stream(self, number: int) -> Iterator[Reading]:
+        """Yield a number that counts what blocks get, and what the last one returns."""
+        last = number == self._depth
+        place = Site("resid_post", number - 1) if last else Site("resid_pre", number)
+        if self.exists(place):
+            yield Reading(place, convention=_ALONG)
 
 
 def _of_gradient(
@@ -335,7 +357,7 @@ def _of_gradient(
         Reading(one.site, said.form, f"{said.form}, {one.convention}")
         for claim in chosen
         for one in claim.readings
-        if not one.form and not (output and one.convention == _AS_STATE)
+        if not one.form and not (output and one.convention in (_AS_STATE, _ALONG))
     ]
     readings = [*(plain.readings if plain else ()), *readings]
     first = chosen[0] if chosen else Claim(name, (), family)
@@ -358,8 +380,10 @@ def _in_block(part: str) -> bool:
 
 # A short name of TransformerLens that is a site of its own here.
 _SHORT = {"embed": Site("wte")}
+# The last of several numbers is that of q, k or v: qkv.3.0.
+_PART = re.compile(r"\d\D*[._]([0-2])$")
 _CACHE = re.compile(r"past_key_values?\.(\d+)\.([01])$")
-_STATE = re.compile(r"hidden_states?[.\[](\d+)\]?")
+_STATE = re.compile(r"hidden_states?[.\[](-?\d+)\]?")
 
 
 def _other_forms(name: str, place: Site) -> Iterator[Reading]:

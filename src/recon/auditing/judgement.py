@@ -17,7 +17,8 @@ class Judgement:
     """What is said of one tensor: right or wrong, by which rule, and why.
 
     ``notes`` are (rule, sentence) pairs that hold for a right tensor, too; ``exact``
-    says that it is something bit for bit, ``form`` how it is made of its site (a mean
+    says that it is something bit for bit, ``held`` at which index of an axis (B, T, H)
+    its site is taken, ``form`` how it is made of its site (a mean
     over tokens, say), ``by`` what captures from elsewhere were
     judged by: the model's own ``run``, or ``certify``. Judgements of one ``cause`` are
     told as one finding; ``mend`` is advice that fits better than the rule's. A gradient
@@ -35,6 +36,7 @@ class Judgement:
     evidence: Mapping[str, float | int | str] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
     exact: bool = False
+    held: Mapping[str, int] = field(default_factory=dict)
     form: str = ""
     by: Literal["", "certify", "run"] = ""
     cause: str = ""

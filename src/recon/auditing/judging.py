@@ -6,6 +6,7 @@ loose names one convention is chosen for all of a kind: that under which most ar
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from recon.auditing.calls import Call
 from recon.auditing.claims import Claim, Reader, Reading
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import allowance, apart
+from recon.auditing.numerals import numerals
 from recon.auditing.pieces import REDUCED, piece, reduced
 from recon.auditing.quantities import in_words
 from recon.auditing.refusing import refuse, unclaimed
@@ -36,13 +38,16 @@ _DOUBTFUL = frozenset(
 _OUTER = (
     "Hook the module that stands at the path when the model runs, not an inner one."
 )
+# A stack of layers has rows and features, too.
+_STACKED = 3
 
 
 class Judge:
     """Judges the tensors of one call; ``earlier`` are runs whose values may linger.
 
-    ``conventions`` fixes how families of loose names are read, as an earlier call
-    showed; families that are not in it are read anew. ``others`` are earlier calls
+    ``conventions`` are the ways to read families of loose names that earlier calls
+    left open: in eval mode, say, nothing tells what is before a dropout from what is
+    after it. Families that are not in it are read anew. ``others`` are earlier calls
     whose gradients may linger.
     """
 
@@ -51,7 +56,7 @@ class Judge:
         call: Call,
         reader: Reader,
         earlier: Sequence[tuple[str, Trace]] = (),
-        conventions: Mapping[str, str] | None = None,
+        conventions: Mapping[str, tuple[str, ...]] | None = None,
         others: Sequence[tuple[str, Call]] = (),
     ) -> None:
         self._call, self._reader = call, reader
@@ -75,14 +80,25 @@ class Judge:
         return backward.accumulated(told) if self._bench.gradients else told
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        depth = self._bench.depth
         for name, tensor in self._call.returned.tensors.items():
-            claim = self._reader.read(name)
-            layers = list(unstacked(name, tensor, (depth, depth + 1)))
-            if layers and not claim.readings and self._bench.exact(tensor, ()) is None:
-                yield from layers
-            else:
-                yield name, tensor
+            yield from self._layers(name, tensor) or [(name, tensor)]
+
+    def _layers(self, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        """Take a tensor apart that stacks layers: one that is not read otherwise."""
+        claim, depth = self._reader.read(name), self._bench.depth
+        if claim.readings and (claim.strict or "{l}" in claim.family):
+            return []
+        held = [t[r.site].shape for r in claim.readings
+                for t in self._bench.catalogue.current if r.site in t]  # fmt: skip
+        if tensor.shape in held or (held and tensor.ndim < _STACKED):
+            return []
+        for axis in range(min(2, tensor.ndim - 1)):
+            layers = list(unstacked(name, tensor, (depth, depth + 1), axis))
+            # As many heads or tokens are no layers.
+            sure = not axis or any(self._bench.exact(one, ()) for _, one in layers)
+            if layers and sure and self._bench.exact(tensor, ()) is None:
+                return layers
+        return []
 
     def _read(self, name: str, tensor: Tensor) -> Claim:
         """Read a name, whose promise may hold for some shapes only."""
@@ -118,13 +134,12 @@ class Judge:
             {reading: self._match(claim, reading, tensor) for reading in claim.readings}
             for claim, tensor in members
         ]
-        chosen = self.conventions.get(family)
-        if chosen is None:
-            chosen = _convention([claim for claim, _ in members], matches)
-            if not all(claim.strict for claim, _ in members):
-                self.conventions[family] = chosen
+        claims = [claim for claim, _ in members]
+        likeliest = _conventions(claims, matches, self.conventions.get(family, ()))
+        if not all(claim.strict for claim in claims):
+            self.conventions[family] = likeliest
         for (claim, tensor), found in zip(members, matches, strict=True):
-            yield self._one(claim, tensor, found, chosen)
+            yield self._one(claim, tensor, found, likeliest[0])
 
     def _one(
         self,
@@ -167,17 +182,26 @@ class Judge:
     def _softly(self, one: Judgement) -> Judgement:
         """Call a tensor unclaimed if only words that nobody knows make it wrong."""
         # A key that is but a number may stand for anything of a block.
-        bare = one.name.replace(".", "").isdigit()
+        bare = not re.search("[A-Za-z]", one.name) or self._of_a_block(one.name)
         number = bare and one.rule in ("wrong-site", "wrong-layer", *_DOUBTFUL)
         # A statistic may be taken over whatever its author likes.
         statistic = one.rule == "wrong-shape" and (
             one.claim.reduced or "norm" in words_of(one.name)
         )
-        soft = one.claim.soft and one.rule in _DOUBTFUL
+        # In half precision many things are alike up to rounding.
+        half = one.tensor.is_floating_point() and one.tensor.dtype.itemsize < 4
+        vague = half and one.rule == "wrong-site" and not one.exact
+        soft = one.claim.soft and (one.rule in _DOUBTFUL or vague)
         if not (number or statistic or soft):
             return one
         note = ("unclaimed", one.sentence)
         return replace(one, reading=None, rule="", severity=None, notes=(note,))
+
+    def _of_a_block(self, name: str) -> bool:
+        """Whether a name is one of several that are kept of a block in a pass."""
+        whole = name.rpartition(".")[0]
+        entries = self._call.returned.nests.get(whole, 0)
+        return "{l}" in numerals(whole).family and entries > len(self._call.passes)
 
     # -- does it agree with a reading? -------------------------------------------
 
@@ -288,23 +312,26 @@ def _sent(place: Site) -> Site:
     return place
 
 
-def _convention(
-    claims: Sequence[Claim], matches: Sequence[Mapping[Reading, Match | None]]
-) -> str:
-    """Return the convention under which most names of one kind are right."""
-    score: dict[str, list[int]] = {}
+def _conventions(
+    claims: Sequence[Claim],
+    matches: Sequence[Mapping[Reading, Match | None]],
+    left: tuple[str, ...],
+) -> tuple[str, ...]:
+    """Return the conventions, of those left, under which most names of a kind fit."""
+    score: dict[str, set[int]] = {one: set() for one in left}
     shared = _shared(claims)
     for place, (claim, found) in enumerate(zip(claims, matches, strict=True)):
         for reading in claim.readings:
+            if left and reading.convention not in left:
+                continue
             if reading.backward and shared and reading.convention not in shared:
                 continue
-            kept = score.setdefault(reading.convention, [])
-            match = found.get(reading)
-            if match is not None and place not in kept:
-                kept.append(place)
-    if not score:
-        return ""
-    return max(score, key=lambda name: len(score[name]))
+            fitting = score.setdefault(reading.convention, set())
+            fitting |= {place} if found.get(reading) is not None else set()
+    most = max(map(len, score.values()), default=0)
+    if not most:
+        return left or tuple(score)[:1] or ("",)
+    return tuple(one for one, fitting in score.items() if len(fitting) == most)
 
 
 def _shared(claims: Sequence[Claim]) -> set[str]:

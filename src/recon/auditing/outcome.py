@@ -44,7 +44,7 @@ class Outcome:
     _wrong_at_first: set[str] = field(default_factory=set)
     _found: list[Finding] = field(default_factory=list)
     _judgements: list[tuple[str, Judgement]] = field(default_factory=list)
-    _conventions: dict[str, str] = field(default_factory=dict)
+    _conventions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _digests: dict[str, int] = field(default_factory=dict)
     _forms: dict[str, str] = field(default_factory=dict)
 
@@ -144,7 +144,7 @@ class Outcome:
         judged = judge.judge()
         if self.caller is None and call.clean is not None:
             judged = by_each_other(judged, call.clean)
-        judged = promises.held_to(call, judged)
+        judged = promises.numbered(promises.held_to(call, judged))
         self._conventions = judge.conventions
         if main:
             self._few(call, judged)

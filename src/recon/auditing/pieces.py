@@ -15,6 +15,7 @@ from recon.auditing.claims import Claim
 from recon.auditing.handed import ANOTHER_ORDER, other_inputs
 from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
+from recon.auditing.numerals import numerals
 from recon.auditing.passes import changed_values, same_bits
 from recon.auditing.quantities import Quantity
 from recon.auditing.wording import words_of
@@ -23,7 +24,7 @@ from recon.trace import Trace
 
 # Words in a name that say that less than everything is stored, on purpose.
 _ON_PURPOSE = frozenset(
-    {"row", "first", "example", "sample", "prompt", "single", "one", "b0", "batch0"}
+    {"row", "first", "example", "sample", "prompt", "single", "one"}
 )
 _NARROW = frozenset({"half", "fp", "bf", "float", "bfloat", "int", "quantized"})
 _POOLED = frozenset({"pool", "pooled", "pooling"})
@@ -38,7 +39,8 @@ REDUCED = (
 def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
     """Judge which piece of the right site was taken, and in which order."""
     sentence = f"`{one.name}` is {exact.words}"
-    one = replace(one, sentence=sentence, found=exact.quantity.label, exact=True)
+    label, held = exact.quantity.label, _held(bench, exact)
+    one = replace(one, sentence=sentence, found=label, exact=True, held=held)
     if exact.layout.shuffled in ("B", "T"):
         return one if _put_right(bench, exact) else replace(one, rule="wrong-tokens")
     if not exact.layout.honest:
@@ -89,6 +91,17 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
     return replace(one, notes=tuple(_remarks(one, exact)))
 
 
+def _held(bench: Bench, exact: Exact) -> dict[str, int]:
+    """Return at which row, token, head of the given ones a piece was taken."""
+    sizes = dict(zip(exact.quantity.axes, exact.quantity.tensor.shape, strict=True))
+    rows, tokens = bench.call.situation.inputs["input_ids"].shape
+    given = {"B": rows, "T": tokens, "H": sizes.get("H"), "M": sizes.get("M")}
+    # In a padded row a number may as well count from where its text begins.
+    axes = {axis for axis, size in given.items() if sizes.get(axis) == size}
+    axes -= {"T"} if bench.padded else set()
+    return {axis: at for axis, at in exact.held.items() if axis in axes}
+
+
 def _broken_promise(bench: Bench, claim: Claim, exact: Exact) -> str:
     """Say what a name promises of tokens or heads that a piece does not keep."""
     if claim.reduced:
@@ -136,10 +149,13 @@ def _lost_rows(bench: Bench, one: Judgement, exact: Exact) -> bool:
         return False
     if exact.picked or exact.taken:
         return False
-    words = set(one.name.lower().replace(".", "_").replace("-", "_").split("_"))
-    lists = bench.call.returned.lists
-    listed = lists.get(one.name.rpartition(".")[0]) == rows
-    meant = listed or bool(words & _ON_PURPOSE)
+    words = set(words_of(one.name))
+    nests, parts = bench.call.returned.nests, one.name.split(".")
+    heads = (".".join(parts[:end]) for end in range(len(parts)))
+    listed = any(nests.get(head) == rows for head in heads)
+    numbered = numerals(one.name)
+    meant = listed or bool(words & _ON_PURPOSE) or numbered.others
+    meant = meant or "rows" in numbered.counted
     return not meant and (bench.call.hooks > 0 or one.claim.strict)
 
 

@@ -16,6 +16,7 @@ from recon.auditing.judgement import Judgement
 from recon.auditing.near import Near, allowance, apart
 from recon.auditing.pieces import HAND_ON, other_pass, overwritten
 from recon.auditing.quantities import GRADIENT
+from recon.auditing.wording import words_of
 from recon.sites import Site
 from recon.trace import sources
 
@@ -29,6 +30,12 @@ _MISSED = {"B": "dropped-batch", "T": "wrong-tokens"}
 _FEW = 8
 # A shift by more tokens is no slip of an index.
 _FURTHEST = 3
+# The kinds of parameters, and what their names hold.
+_PARAMETERS = {
+    "bias": frozenset({"b", "bias", "biases"}),
+    "weight": frozenset({"w", "weight", "weights"}),
+    "table": frozenset({"w", "weight", "weights", "wte", "wpe"}),
+}
 
 
 def unclaimed(bench: Bench, one: Judgement) -> Judgement:
@@ -53,6 +60,16 @@ def unclaimed(bench: Bench, one: Judgement) -> Judgement:
 
 def refuse(bench: Bench, one: Judgement) -> Judgement:
     """Say what a tensor is that its name does not fit, and which rule it breaks."""
+    wrong = _refused(bench, one)
+    kind = wrong.found.rpartition(" ")[2]
+    if kind in _PARAMETERS and _PARAMETERS[kind].intersection(words_of(one.name)):
+        # Weights that are handed out beside the captures.
+        note = ("unclaimed", wrong.sentence)
+        return replace(wrong, reading=None, rule="", notes=(note,))
+    return wrong
+
+
+def _refused(bench: Bench, one: Judgement) -> Judgement:
     assert one.reading is not None
     claimed = one.reading.site
     exact = bench.exact(one.tensor, [r.site for r in one.claim.readings])
@@ -220,7 +237,7 @@ def _as_exact(one: Judgement, exact: Exact, claimed: Site) -> Judgement:
     exact = replace(exact, quantity=same[0], ties=equal) if same else exact
     actual = exact.quantity
     sentence = f"`{one.name}` is {exact.words}{exact.tied}, not {one.reading}"
-    one = replace(one, sentence=sentence, found=actual.label)
+    one = replace(one, sentence=sentence, found=actual.label, exact=True)
     if actual.run:
         return replace(one, rule="other-run")
     if actual.form in ("table", "weight"):

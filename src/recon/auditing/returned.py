@@ -18,12 +18,14 @@ _DEPTH = 12
 class Returned:
     """The tensors of one call by name, and what else was among them.
 
-    ``lists`` gives the length of each list of tensors by its name; ``empty`` names what
+    ``lists`` gives the length of each list of tensors by its name, ``nests`` that of
+    every list; ``empty`` names what
     held nothing, ``live`` objects that later passes change, ``odd`` what is no tensor.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, int] = field(default_factory=dict)
+    nests: dict[str, int] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     live: dict[str, str] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)
@@ -94,6 +96,8 @@ def _sequence(
     if not value:
         found.empty.append(name)
     fields: Sequence[str] | None = getattr(value, "_fields", None)  # a named tuple's
+    if not fields:
+        found.nests[name] = len(value)
     if name and not fields and _all_tensors(value):
         found.lists[name] = len(value)
     for key, inner in zip(fields or range(len(value)), value, strict=True):
@@ -164,9 +168,9 @@ def _join(name: str, key: Any) -> str:
 
 
 def unstacked(
-    name: str, tensor: Tensor, sizes: Sequence[int]
+    name: str, tensor: Tensor, sizes: Sequence[int], axis: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the layers of a tensor that stacks them along its first axis."""
-    if tensor.ndim >= 2 and tensor.shape[0] in sizes:
-        for number, one in enumerate(tensor):
+    """Yield the layers of a tensor that stacks them along an axis."""
+    if tensor.ndim >= 2 and tensor.shape[axis] in sizes:
+        for number, one in enumerate(tensor.unbind(axis)):
             yield f"{name}.{number}", one

@@ -8,6 +8,7 @@ from recon.auditing.calls import Call
 from recon.auditing.claims import Reader
 from recon.auditing.effects import finding
 from recon.auditing.findings import Finding
+from recon.auditing.numerals import numerals
 
 
 def structure(
@@ -56,8 +57,8 @@ def _layers(reader: Reader, name: str) -> set[int | None]:
 
 def _keys(call: Call, main: Call) -> Iterator[Finding]:
     before, now, run = main.returned, call.returned, call.situation.name
-    if _by_row(main) & _by_row(call):
-        return  # a list of prompts is as long as the batch
+    if _by_row(main) & _by_row(call) or _counted(main, call):
+        return  # there are as many as rows in the batch, or as tokens
     grown = [
         name
         for name, length in now.lists.items()
@@ -74,7 +75,19 @@ def _keys(call: Call, main: Call) -> Iterator[Finding]:
         yield finding("keys-vary", words, places=odd, run=run)
 
 
+def _counted(main: Call, call: Call) -> bool:
+    """Whether names differ in the numbers of rows or tokens only, as inputs do."""
+    same = main.situation.inputs["input_ids"].shape
+    if call.situation.inputs["input_ids"].shape == same:
+        return False
+    before, now = (
+        {numerals(name).pattern for name in one.returned.tensors}
+        for one in (main, call)
+    )
+    return before == now and now != set(call.returned.tensors)
+
+
 def _by_row(call: Call) -> set[str]:
     """Return the names of lists that have an entry for each prompt."""
     rows = call.situation.rows
-    return {name for name, length in call.returned.lists.items() if length == rows}
+    return {name for name, length in call.returned.nests.items() if length == rows}
