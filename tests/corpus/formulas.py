@@ -320,6 +320,20 @@ def predictions(model, input_ids):
     }
 
 
+@right("probabilities after a block is skipped, in a pass of its own")
+def skipped_blocks(model, input_ids):
+    store = {}
+    for i, block in numbered(model):
+        keep = block.register_forward_hook(lambda module, args, output: args[0])
+        try:
+            with torch.no_grad():
+                logits = model(input_ids).logits
+        finally:
+            keep.remove()
+        store[f"without_block_{i}.probs"] = logits[:, -1].softmax(-1)
+    return store
+
+
 @right("log-probabilities of a lens at each block, counted from 1")
 def lens_predictions(model, input_ids):
     states = states_of(model, input_ids)

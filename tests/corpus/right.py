@@ -1495,6 +1495,14 @@ def token_by_token(model, input_ids):
     }
 
 
+@right("a statistic of the heads of one block, numbered by head")
+def heads_of_one_block(model, input_ids):
+    with torch.no_grad():
+        made = model(input_ids, output_attentions=True).attentions[1]
+    heads = range(made.shape[1])
+    return {f"head_{h}_prev_token_score": made[:, h].diagonal(-1, 1, 2) for h in heads}
+
+
 # -- several numbers in a name, of which one is that of the block ------------------
 
 

@@ -299,8 +299,8 @@ class Reader:
         """
         for part in parts:
             if not _in_block(part):
-                if layer is None or len(parts) == 1:
-                    yield Reading(Site(part), form, f"{form} of {part}")
+                # What a number counts beside predictions may be anything.
+                yield Reading(Site(part), form, f"{form} of {part}")
             elif layer is not None:
                 for start in (0, 1):
                     place = Site(part, layer - start)

@@ -30,6 +30,9 @@ _OTHERS = frozenset(
 # As in gpt2, top5, fp16.
 _NO_COUNT = frozenset({"gpt", "top", "fp", "bf", "float", "bfloat", "int", "uint"})
 
+_WHICH = frozenset(
+    {"prev", "previous", "first", "bos", "last", "final", "own", "next", "current"}
+)
 # Where no other number is that of a block, heads_3 are those of block 3.
 _PLURAL = frozenset(word for word in {*_COUNTED, *_OTHERS} if word.endswith("s"))
 _NO_BLOCK = (_OTHERS | _NO_COUNT | frozenset(_COUNTED)) - _PLURAL
@@ -95,14 +98,16 @@ def numerals(name: str) -> Numerals:
 
 
 def _numbers(name: str) -> Iterator[_Number]:
-    spaced, before, place = split(name), "", 0
+    spaced, before, earlier, place = split(name), "", "", 0
     for found in WORD.finditer(spaced):
         word = found[0].lower()
         if word.isdigit():
             negative = _NEGATIVE.search(spaced[: found.start()])
-            yield _Number(-int(word) if negative else int(word), before, place)
+            # The token of last_token_3 has its number already.
+            noun = "" if earlier in _WHICH else before
+            yield _Number(-int(word) if negative else int(word), noun, place)
             place += 1
-        before = word
+        before, earlier = word, before
 
 
 def _block(numbers: Sequence[_Number]) -> _Number | None:
