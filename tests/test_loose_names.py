@@ -254,6 +254,8 @@ NUMBERED = {
     "layer_3_pos_-1": (3, {}),
     "attn_to_prev_token_3": (3, {}),
     "last_token_3": (3, {}),
+    "resid_of_each_row.3": (3, {}),
+    "block.3.head.1": (3, {"heads": 1}),
     "head_2_entropy": (None, {"heads": 2}),
     "restored_layer_3_tok_2.probs": (3, {"tokens": 2}),
     "layer_-1": (-1, {}),

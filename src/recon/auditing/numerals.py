@@ -12,6 +12,8 @@ from recon.auditing.wording import NUMBER, WORD, plain, split
 _BLOCK = frozenset({"layer", "layers", "block", "blocks", "l"})
 # Short for one axis, or for a block.
 _SHORT = {"h": "heads", "b": "rows", "t": "tokens", "n": "neurons"}
+# A number by itself, after several words.
+_ENTRY = re.compile(r"[^./\[\]]*[A-Za-z0-9][^A-Za-z0-9./\[\]]+[A-Za-z]+[./\[]$")
 _NEGATIVE = re.compile(r"[\s_.\[(/]-$")
 _COUNTED = {
     **dict.fromkeys(("row", "rows"), "rows"),
@@ -103,8 +105,9 @@ def _numbers(name: str) -> Iterator[_Number]:
         word = found[0].lower()
         if word.isdigit():
             negative = _NEGATIVE.search(spaced[: found.start()])
-            # The token of last_token_3 has its number already.
-            noun = "" if earlier in _WHICH else before
+            # The token of last_token_3 is told already; last_row.3 may be of a list.
+            entry = _ENTRY.search(spaced[: found.start()])
+            noun = "" if earlier in _WHICH or entry else before
             yield _Number(-int(word) if negative else int(word), noun, place)
             place += 1
         before, earlier = word, before

@@ -107,7 +107,7 @@ KNOWN = (
             "lineartwo", "intermediate", "lens", "lpnorm", "prob",
             "over", "across", "along", "of", "the", "per", "all", "each",
             "at", "in", "from", "for", "softmax", "normed", "normalized", "feed",
-            "forward", "write", "update", "raw", "matrix", "context", "mixed",
+            "forward", "write", "update", "matrix", "context", "mixed",
             "weighted",
         )
     )
