@@ -252,6 +252,7 @@ NUMBERED = {
     "L3N7": (3, {"neurons": 7}),
     "neuron_7_layer_3": (3, {"neurons": 7}),
     "layer_3_pos_-1": (3, {}),
+    "resid_post_3_tok5": (3, {"tokens": 5}),
     "attn_to_prev_token_3": (3, {}),
     "last_token_3": (3, {}),
     "resid_of_each_row.3": (3, {}),
@@ -288,3 +289,10 @@ def test_names_that_differ_in_rows_are_of_one_kind_and_those_of_blocks_are_not()
     assert one.family == other.family == "row_{n}_layer_{l}"
     assert one.pattern == other.pattern == "row_{n}_layer_3"
     assert one.pattern != numerals("row_0_layer_2").pattern
+    shaped = [numerals(f"layer_3 ({rows}, 11)").pattern for rows in (1, 3)]
+    assert shaped[0] == shaped[1] == "layer_3 ({n}, {n})"
+
+
+def test_the_number_of_a_token_makes_no_embedding_of_a_state():
+    claim = Reader(depth=12, tied_last=True).read("resid_post_3_tok5")
+    assert "wte" not in {r.site.part for r in claim.readings}

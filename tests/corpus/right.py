@@ -1634,3 +1634,16 @@ def layers_from_the_end(model, input_ids):
         kept[f"layer_{i - depth}"] = state
         kept[f"layer_{i}_pos_-1"] = state[:, -1]
     return kept
+
+
+@right(
+    "other tokens of the same prompt, and the same prompt backwards", notes={"RC120"}
+)
+def others_and_reversed(model, input_ids):
+    states = _states(model, input_ids)
+    turned = _states(model, input_ids.flip(1))
+    return {
+        "reversed": {f"layer_{i}": state for i, state in enumerate(turned)},
+        "bos": {f"other_tokens_{i}": s[:, 1:] for i, s in enumerate(states)},
+        "original": {f"layer_{i}": state for i, state in enumerate(states)},
+    }

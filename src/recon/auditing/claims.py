@@ -222,6 +222,7 @@ class Reader:
         bare = frozenset(w for w in words if not w.isdigit()) - numbers.nouns
         if layer is not None:
             bare -= wording.PLACES
+            bare -= wording.TOKEN if "tokens" in numbers.counted else frozenset()
             if layer < 0:
                 states = bare >= {"hidden", "states"}
                 layer += self._depth + states

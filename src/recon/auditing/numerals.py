@@ -25,8 +25,8 @@ _COUNTED = {
 # Whatever else is numbered: each may have inputs of its own.
 _OTHERS = frozenset(
     {"batch", "prompt", "prompts", "text", "texts", "sample", "samples", "example",
-     "examples", "sentence", "sequence", "seq", "doc", "document", "item", "run",
-     "call", "pass", "step", "iter", "iteration", "epoch", "trial", "condition",
+     "examples", "sentence", "sent", "sequence", "seq", "doc", "document", "item",
+     "run", "call", "pass", "step", "iter", "iteration", "epoch", "trial", "condition",
      "chunk", "window", "part", "segment", "seed", "beam", "feature"}
 )  # fmt: skip
 # As in gpt2, top5, fp16.
@@ -58,7 +58,7 @@ class Numerals:
     @property
     def pattern(self) -> str:
         """The name with the number of its block, and of nothing else."""
-        return self.family.replace("{l}", str(self.layer))
+        return NUMBER.sub("{n}", self.family).replace("{l}", str(self.layer))
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,14 @@ _OTHER = frozenset(
 )
 # Said of much else, too, so only of a prompt.
 _OTHER_PROMPT = _OTHER | {"rolled", "flipped", "changed", "other", "altered"}
+_OTHER_TOKENS = _OTHER | {"rolled", "flipped"}  # other tokens may be of one prompt
 _COUNTED = {"rows": "B", "tokens": "T", "heads": "H", "neurons": "M"}
 _ROWS = frozenset({"row", "rows", "batch"})
 _PROMPT = frozenset(
-    {"prompt", "prompts", "text", "texts", "token", "tokens", "ids", "input", "inputs",
-     "sentence", "sequence"}
+    {"prompt", "prompts", "text", "texts", "ids", "input", "inputs", "sentence",
+     "sequence"}
 )  # fmt: skip
+_TOKENS = frozenset({"token", "tokens"})
 
 
 def held_to(call: Call, judged: Sequence[Judgement]) -> list[Judgement]:
@@ -106,7 +108,11 @@ def _of_others(name: str) -> bool:
     if any(_OTHER.intersection(words_of(group)) for group in groups):
         return True
     pairs = [{*pair} for pair in pairwise(words_of(name))]
-    return any(pair & _OTHER_PROMPT and pair & _PROMPT for pair in pairs)
+    return any(
+        (pair & _OTHER_PROMPT and pair & _PROMPT)
+        or (pair & _OTHER_TOKENS and pair & _TOKENS)
+        for pair in pairs
+    )
 
 
 def _broken(one: Judgement, words: str) -> Judgement:

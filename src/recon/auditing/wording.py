@@ -114,7 +114,7 @@ KNOWN = (
 )  # fmt: skip
 
 
-_TOKEN = frozenset({"tok", "token", "pos", "position"})
+TOKEN = frozenset({"tok", "token", "pos", "position"})
 _ENDS = {"last": "last", "final": "last", "first": "first"}
 REDUCTIONS = {
     "mean": "averaged", "avg": "averaged", "average": "averaged",
@@ -128,7 +128,7 @@ REDUCTIONS = {
 def promised_token(words: Sequence[str]) -> str:
     """Return which token ``last_token_resid`` and its like promise, if any."""
     pairs = pairwise(words)
-    return next((_ENDS[a] for a, b in pairs if a in _ENDS and b in _TOKEN), "")
+    return next((_ENDS[a] for a, b in pairs if a in _ENDS and b in TOKEN), "")
 
 
 def promised_reduction(words: Sequence[str]) -> str:
