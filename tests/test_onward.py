@@ -98,6 +98,22 @@ def test_an_edit_in_place_is_seen_as_it_goes_on(model, ids):
     assert torch.equal(edit.after, seen[0] * 0.5)
 
 
+def test_zeros_in_place_of_what_is_no_number_are_an_edit(model, ids):
+    def spoil(module, args):
+        return (args[0].index_fill(1, torch.tensor([0]), torch.nan),)
+
+    def mend(module, args, output):
+        return output.nan_to_num(0.0)
+
+    mlp = block(model, "mlp")
+    # There before recon watches: what it does is no edit of what is watched.
+    with mlp.register_forward_pre_hook(spoil):
+        (edit,) = run(model, ids, lambda: mlp.register_forward_hook(mend))
+    assert edit.place == Site("mlp_out", 1)
+    assert edit.before.isnan().any()
+    assert not edit.after.isnan().any()
+
+
 @pytest.mark.parametrize(
     "hook",
     [

@@ -266,4 +266,4 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same values; NaN equals NaN here."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num())
+    return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
