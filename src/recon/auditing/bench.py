@@ -66,8 +66,9 @@ class Bench:
         ]
         self.catalogue = Catalogue([*passes, *earlier], self.mask, self.sides)
         self.gradients = Gradients(call, others, self.mask)
-        self._seen: dict[int, Exact | None] = {}
-        self._seen_as_gradient: dict[int, Exact | None] = {}
+        # By id, beside the tensor: the id of one that is gone is given out again.
+        self._seen: dict[int, tuple[Tensor, Exact | None]] = {}
+        self._seen_as_gradient: dict[int, tuple[Tensor, Exact | None]] = {}
         # What formulas make of the sites of a pass, by its id, form and site.
         self.derived: dict[tuple[int, str, Site], list[Quantity]] = {}
 
@@ -76,6 +77,11 @@ class Bench:
         """The number of blocks; 0 if nothing ran."""
         traces = self.catalogue.current
         return traces[0].facts.depth if traces else 0
+
+    def allowed(self, *tensors: Tensor) -> float:
+        """Return how far apart tensors may be by rounding, for the coarsest of them."""
+        own = max(allowance(one.dtype) for one in tensors)
+        return own * (_FOREIGN if self.foreign else 1.0)
 
     @property
     def padded(self) -> bool:
@@ -92,8 +98,8 @@ class Bench:
             )
             if found is None or not found.layout.honest:
                 found = self.gradient(tensor, sites) or found
-            self._seen[key] = found
-        return self._seen[key]
+            self._seen[key] = tensor, found
+        return self._seen[key][1]
 
     def likeliest(self, equal: Sequence[Quantity], place: Site) -> list[Quantity]:
         """Order equal quantities: of a pass of the code, of the site, of no edit."""
@@ -116,12 +122,13 @@ class Bench:
         key = id(tensor)
         if key not in self._seen_as_gradient:
             wanted = set(sites)
-            self._seen_as_gradient[key] = (
+            found = (
                 self.gradients.exact(tensor, lambda one: one.site in wanted)
                 if self.gradients
                 else None
             )
-        return self._seen_as_gradient[key]
+            self._seen_as_gradient[key] = tensor, found
+        return self._seen_as_gradient[key][1]
 
     def near(self, tensor: Tensor) -> Near | None:
         """Return what a tensor is up to rounding, or nearest to, gradients included."""
@@ -145,11 +152,8 @@ class Bench:
         gap = apart(known.squeeze(), found.squeeze())
         if not bool(torch.isfinite(found).all()) and made.site.part[-6:] != "scores":
             return None
-        allowed = max(allowance(found.dtype), allowance(known.dtype))
-        if self.foreign:
-            close = gap <= _FOREIGN * allowed
-            return Match(gap=gap, form=made.form) if close else None
-        if made.form:
+        allowed = self.allowed(found, known)
+        if made.form or self.foreign:
             return Match(gap=gap, form=made.form) if gap <= allowed else None
         if gap > max(_HOPELESS, allowed):
             return None

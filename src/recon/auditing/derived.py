@@ -19,7 +19,6 @@ from recon.auditing.bench import Bench, Match
 from recon.auditing.claims import Reading
 from recon.auditing.derivations import DERIVATIONS, Same
 from recon.auditing.judgement import Judgement
-from recon.auditing.near import allowance
 from recon.auditing.quantities import Quantity
 from recon.sites import Site
 from recon.trace import Trace
@@ -32,7 +31,6 @@ _OF_TOKENS = frozenset(f for f in DERIVATIONS if f.startswith("weight on"))
 _MOST_KEPT = 2**23
 # Of so few numbers some piece of something is equal by chance.
 _FEWEST = 4
-_FOREIGN = 16.0
 
 
 def promised(reading: Reading) -> bool:
@@ -140,8 +138,7 @@ def _is(bench: Bench, found: Tensor, made: Quantity, same: Same) -> str | None:
     if not found.is_floating_point():
         return None
     mine, known = found.detach().cpu().squeeze(), made.tensor.detach().cpu()
-    allowed = max(allowance(mine.dtype), allowance(known.dtype))
-    allowed *= _FOREIGN if bench.foreign else 1.0
+    allowed = bench.allowed(mine, known)
     for words, one in arranged(known, made.axes, mine):
         if same(mine, one, allowed):
             return words
