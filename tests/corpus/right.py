@@ -1507,13 +1507,8 @@ def heads_of_one_block(model, input_ids):
 
 
 def _states(model, input_ids):
-    with torch.no_grad(), ExitStack() as stack:
-        kept = []
-        for block in model.transformer.h:
-            keep = block.register_forward_hook(lambda m, a, out: kept.append(out))
-            stack.callback(keep.remove)
-        model(input_ids)
-    return kept
+    blocks = dict(enumerate(model.transformer.h))
+    return list(_outputs(model, blocks, input_ids).values())
 
 
 @right("rows and layers by number, rows first")
@@ -1557,18 +1552,12 @@ def heads_from_one(model, input_ids):
 
 @right("what the last map of each half puts out, before dropout, by a loose name")
 def outputs_of_the_last_maps(model, input_ids):
-    kept = {}
-
-    def keep(name, module, args, output):
-        kept[name] = output
-
-    with torch.no_grad(), ExitStack() as stack:
-        for i, block in enumerate(model.transformer.h):
-            for half, name in ((block.attn, "attn_out"), (block.mlp, "mlp_out")):
-                hook = partial(keep, f"{name}_{i}")
-                stack.callback(half.c_proj.register_forward_hook(hook).remove)
-        model(input_ids)
-    return kept
+    halves = {
+        f"{name}_{i}": half.c_proj
+        for i, block in enumerate(model.transformer.h)
+        for half, name in ((block.attn, "attn_out"), (block.mlp, "mlp_out"))
+    }
+    return _outputs(model, halves, input_ids)
 
 
 @right("biases beside what they were added to", notes={"RC120"})
@@ -1582,20 +1571,12 @@ def biases_beside_captures(model, input_ids):
 
 @right("the parts of a block in a tuple, and q, k, v in another", notes={"RC120"})
 def parts_in_tuples(model, input_ids):
-    kept = {}
-
-    def keep(name, module, args, output):
-        kept[name] = output
-
-    with torch.no_grad(), ExitStack() as stack:
-        for i, block in enumerate(model.transformer.h):
-            for part in (block.mlp, block.ln_2, block.attn.c_attn):
-                hook = partial(keep, (i, part))
-                stack.callback(part.register_forward_hook(hook).remove)
-        model(input_ids)
     blocks = list(enumerate(model.transformer.h))
-    both = {f"layer{i}": (kept[i, b.mlp], kept[i, b.ln_2]) for i, b in blocks}
-    return both | {"qkv": [kept[i, b.attn.c_attn].chunk(3, -1) for i, b in blocks]}
+    hooked = {(i, name): block.get_submodule(name) for i, block in blocks
+              for name in ("mlp", "ln_2", "attn.c_attn")}  # fmt: skip
+    kept = _outputs(model, hooked, input_ids)
+    both = {f"layer{i}": (kept[i, "mlp"], kept[i, "ln_2"]) for i, _ in blocks}
+    return both | {"qkv": [kept[i, "attn.c_attn"].chunk(3, -1) for i, _ in blocks]}
 
 
 @right("the whole stream in one tensor, and last tokens of all layers in another")
@@ -1620,18 +1601,11 @@ def dictionaries_of_rows(model, input_ids):
 
 @right("layers from the end, their last tokens, and one neuron", notes={"RC121"})
 def layers_from_the_end(model, input_ids):
-    depth, kept = len(model.transformer.h), {}
-
-    def keep(layer, module, args, output):
-        kept[f"neuron_5_layer_{layer}"] = output[..., 5]
-
-    with torch.no_grad(), ExitStack() as stack:
-        for i, block in enumerate(model.transformer.h):
-            hook = partial(keep, i)
-            stack.callback(block.mlp.act.register_forward_hook(hook).remove)
-        states = _states(model, input_ids)
-    for i, state in enumerate(states):
-        kept[f"layer_{i - depth}"] = state
+    blocks = model.transformer.h
+    acts = _outputs(model, {i: b.mlp.act for i, b in enumerate(blocks)}, input_ids)
+    kept = {f"neuron_5_layer_{i}": act[..., 5] for i, act in acts.items()}
+    for i, state in enumerate(_states(model, input_ids)):
+        kept[f"layer_{i - len(blocks)}"] = state
         kept[f"layer_{i}_pos_-1"] = state[:, -1]
     return kept
 

@@ -42,7 +42,7 @@ _NORMALIZED = frozenset(
 _UNSCALED = frozenset(
     {"before", "pre", "without", "no", "xhat", "hat", "unscaled", "raw"}
 )
-_OTHER_THINGS = frozenset({"weight", "gain", "gamma", "grad", "grads", "resid"})
+_AFFINE = frozenset({"weight", "gain", "gamma"})
 _CENTERED = frozenset(
     {"centered", "centred", "demeaned", "debiased", "recentered", "recentred"}
 )
@@ -125,10 +125,8 @@ def _of_predictions(words: frozenset[str]) -> Iterator[Promised]:
 def _of_norms(words: frozenset[str]) -> Iterator[Promised]:
     of = next((parts for word, parts in _NORMS.items() if word in words), ())
     of = ("ln_f",) if of and words & {"f", "final"} else of
-    if not of or words & _OTHER_THINGS - {"gain", "gamma", "weight"}:
-        return
-    affine = bool(words & {"gain", "gamma", "weight"}) and not words & _UNSCALED
-    if affine:
+    # Names of gradients never come here.
+    if not of or "resid" in words or (words & _AFFINE and not words & _UNSCALED):
         return
     if words & _DIVISOR:
         yield "divisor of the LayerNorm", of

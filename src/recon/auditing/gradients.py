@@ -88,11 +88,8 @@ class Gradients(Catalogue):
     def _traces(self, times: bool) -> Iterator[Trace]:
         for backward in self._call.backward:
             for number, gradients in backward.items():
-                yield (
-                    _times(gradients, self._call.passes[number])
-                    if times
-                    else (gradients)
-                )
+                of = self._call.passes[number]
+                yield _times(gradients, of) if times else gradients
 
     @cached_property
     def _arrived(self) -> Shelf:

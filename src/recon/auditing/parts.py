@@ -86,23 +86,25 @@ class _Rule(NamedTuple):
     lacks: frozenset[str] = frozenset()
 
 
-def _rule(parts: str, *needs: frozenset[str] | str, lacks: str = "") -> _Rule:
+def _rule(
+    parts: str, *needs: frozenset[str] | str, lacks: frozenset[str] = frozenset()
+) -> _Rule:
     sets = (frozenset(n.split()) if isinstance(n, str) else n for n in needs)
-    return _Rule(tuple(parts.split()), tuple(sets), frozenset(lacks.split()))
+    return _Rule(tuple(parts.split()), tuple(sets), lacks)
 
 
 _RULES = (
-    _rule("logits", "logits logit", lacks=" ".join(ATTENTION)),
+    _rule("logits", "logits logit", lacks=ATTENTION),
     _rule("embed", POSITIONS, TABLE | {"plus", "sum"}),
     _rule("wpe", POSITIONS),
-    _rule("wte", TABLE, lacks=" ".join(_MEANT)),
+    _rule("wte", TABLE, lacks=_MEANT),
     _rule("wte", "token", "embed embedding"),
     _rule("resid_post embed", _EMBEDDED, _CONTEXT | WEAK),
     _rule("embed wte resid_post", _EMBEDDED),
     _rule("ln_f", FINAL, STATES, _NORMED),
     _rule("resid_post", FINAL, STATES),
-    _rule("ln_f", "lnf final", _NORMED | {"lnf"}, lacks=" ".join(ATTENTION | MLP)),
-    _rule("resid_post ln_f", "final", lacks=" ".join(ATTENTION | MLP)),
+    _rule("ln_f", "lnf final", _NORMED | {"lnf"}, lacks=ATTENTION | MLP),
+    _rule("resid_post ln_f", "final", lacks=ATTENTION | MLP),
     _rule("ln_f", "ln", "f"),
     _rule("resid_pre", LN_ONE, IN),
     _rule("ln_1", LN_ONE),
@@ -128,10 +130,10 @@ _RULES = (
     _rule("attn.z", _CONTEXT),
     _rule("resid_mid", ATTENTION, MLP),
     _rule("mlp.post mlp.pre", MLP, "mid middle"),
-    _rule("resid_mid", "mid middle", lacks=" ".join(_NORMED)),
+    _rule("resid_mid", "mid middle", lacks=_NORMED),
     _rule("resid_mid resid_post resid_pre", "intermediate", STREAM,
-          lacks=" ".join(MLP)),
-    _rule("mlp.post mlp.pre", "intermediate", lacks=" ".join(STREAM)),
+          lacks=MLP),
+    _rule("mlp.post mlp.pre", "intermediate", lacks=STREAM),
     _rule("ln_2 mlp_out mlp.out", MLP, _NORMED),
     _rule("resid_mid", RESIDUAL, MLP, IN),
     _rule("mlp.pre ln_2 resid_mid", MLP, IN),

@@ -12,6 +12,9 @@ _FEWEST_SAMPLES = 8
 # Rounding to steps of r/255 has the variance (r/255)^2 / 12: so much of a feature's own
 # where the range r is 62 times its deviation, as one scale for all features may be.
 _UNEXPLAINED = 5e-3
+# How far a factor and an offset for each feature must bring two tensors together, in
+# squares: of mere noise, two of n numbers for a feature take 2/n away, at n = 8 a
+# quarter.
 _MUCH_CLOSER = 16.0
 
 
