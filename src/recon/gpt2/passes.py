@@ -81,7 +81,9 @@ def _with_present(output: Any, mask: Tensor | None, queries: int) -> Received:
 def _with_pair(
     pair: caches.Entry, mask: Tensor | None, queries: int, cross: bool = False
 ) -> Received:
-    keys, values = (tensor.detach() for tensor in pair)
+    keys, values = pair
+    if keys.requires_grad:
+        keys, values = keys.detach(), values.detach()
     return Received(
         mask, queries, keys, values, 0 if cross else keys.shape[2] - queries
     )

@@ -53,6 +53,13 @@ class Recorder:
         # Kept as the hooks saw it, and looked into when a trace is asked for.
         raw = consumer is None and wanted is None and options.by_reference
         self._assembler = Assembler(plan, wanted, taps, options.altered, raw)
+        # Made once: a recorder is entered as often as passes are run, and these refer
+        # to nothing that refers back to it.
+        self._raw = (
+            [raw_listener(self._threads, n, tap) for n, tap in enumerate(taps)]
+            if raw
+            else []
+        )
         self._passes: list[Pass] = []
         self._built: dict[int, Trace] = {}
         self._runs = count()
@@ -79,8 +86,8 @@ class Recorder:
     def _register(self) -> Iterator[RemovableHandle]:
         root = self._plan.root
         yield root.register_forward_pre_hook(self._begin, with_kwargs=True)
-        # Made here, not kept: some refer to the recorder, and memory would not come
-        # back before Python's collector finds the cycle.
+        # Not kept: some refer to the recorder, and memory would not come back before
+        # Python's collector finds the cycle.
         for place, tap in enumerate(self._assembler.taps):
             hook = self._hook(place, tap)
             yield tap.module.register_forward_hook(hook, with_kwargs=True)
@@ -161,8 +168,8 @@ class Recorder:
     # -- hooks -----------------------------------------------------------------
 
     def _hook(self, place: int, tap: Tap) -> Hook:
-        if self._assembler.raw:
-            return raw_listener(self._threads, place, tap)
+        if self._raw:
+            return self._raw[place]
         keeper = Keeper(self._options, lambda: self._passes)
         listen = keeping_listener(self._threads, place, tap, keeper)
         stage, threads = tap.completes, self._threads
