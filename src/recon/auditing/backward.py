@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recon.auditing.bench import Bench, Match
 from recon.auditing.claims import Claim, Reading
-from recon.auditing.identify import Exact
+from recon.auditing.exact import Exact
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import Near, allowance, apart
 from recon.auditing.quantities import TIMES_VALUE, Quantity

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from recon import gpt2
 from recon.auditing.calls import Call
+from recon.auditing.exact import Exact
 from recon.auditing.gradients import Gradients
-from recon.auditing.identify import Catalogue, Exact
+from recon.auditing.identify import Catalogue
 from recon.auditing.near import Near, allowance, apart, merged
 from recon.auditing.quantities import Quantity
 from recon.auditing.sides import sides

@@ -12,8 +12,8 @@ from recon.auditing import formulas
 from recon.auditing.bench import Bench
 from recon.auditing.calls import Call
 from recon.auditing.claims import Claim
+from recon.auditing.exact import Exact
 from recon.auditing.handed import ANOTHER_ORDER, other_inputs
-from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
 from recon.auditing.numerals import numerals
 from recon.auditing.passes import changed_values, same_bits

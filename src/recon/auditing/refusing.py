@@ -10,8 +10,8 @@ import torch
 from recon import gpt2
 from recon.auditing import quantities
 from recon.auditing.bench import Bench
+from recon.auditing.exact import Exact
 from recon.auditing.handed import other_inputs
-from recon.auditing.identify import Exact
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import Near, allowance, apart
 from recon.auditing.pieces import HAND_ON, other_pass, overwritten
