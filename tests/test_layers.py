@@ -32,7 +32,7 @@ LAYERS = (
     "facts",
     "ops",
     "sites  files  prompts  input_files  shapes  deadline",
-    "errors  display",
+    "errors  display  listed",
 )
 # Needed by type checkers alone, and not run: (who, whom).
 TYPES_ONLY = {("errors", "compare")}

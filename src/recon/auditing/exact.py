@@ -14,6 +14,7 @@ from recon.auditing.content import WHOLE, Content, Part, joined
 from recon.auditing.layouts import Layout, layout
 from recon.auditing.quantities import Quantity
 from recon.auditing.shelves import Shelf
+from recon.listed import listed
 
 Wanted: TypeAlias = Callable[[Quantity], bool]
 
@@ -21,6 +22,7 @@ Wanted: TypeAlias = Callable[[Quantity], bool]
 _MOST_HITS = 48
 _LONGEST_AXIS = 512
 _MOST_TIES = 3
+_MOST_TAKEN = 6
 _WORDS = {"B": "row", "T": "token", "H": "head", "N": "position", "V": "token id"}
 
 
@@ -76,16 +78,14 @@ class Exact:
         """Say what else has the same bits, as dropout in eval mode; empty if none."""
         labels = (one.label for one in self.ties)
         others = [one for one in dict.fromkeys(labels) if one != self.quantity.label]
-        more = ", ..." if len(others) > _MOST_TIES else ""
-        shown = ", ".join(others[:_MOST_TIES])
-        return f", as is {shown}{more}" if others else ""
+        return f", as is {listed(others, _MOST_TIES)}" if others else ""
 
     def _range(self) -> Iterator[str]:
         if self.picked:
             yield f", one piece of each {_WORDS.get(self.axis, self.axis)}"
         elif self.taken:
             name = _WORDS.get(self.axis, self.axis)
-            yield f", {name}s {_several(self.taken)}"
+            yield f", {name}s {listed(self.taken, _MOST_TAKEN)}"
         elif self.part.kind != "at":
             name = _WORDS.get(self.cut, f"index of {self.cut}")
             first = self.part.index[0]
@@ -93,11 +93,6 @@ class Exact:
                 f"from {first} on" if self.part.kind == "from" else f"before {first}"
             )
             yield f", {name}s {words}"
-
-
-def _several(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:6]))
-    return f"{shown}, ..." if len(numbers) > 6 else shown
 
 
 # -- on one shelf -----------------------------------------------------------------

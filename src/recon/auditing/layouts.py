@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recon.auditing.content import Content
+from recon.listed import listed
 
 # Axes that may be written as one: the width of all heads, and the rows of a batch.
 _MERGES = {("H", "d"), ("B", "T"), ("B", "H"), ("T", "B")}
@@ -163,5 +164,4 @@ def _reorderings(turned: Tensor, target: Tensor) -> Iterator[tuple[int, list[int
 def _in_words(order: list[int]) -> str:
     if order == sorted(order, reverse=True):
         return "reversed"
-    shown = ", ".join(map(str, order[:8]))
-    return f"in the order [{shown}{', ...' if len(order) > 8 else ''}]"
+    return f"in the order [{listed(order, 8)}]"

@@ -17,6 +17,7 @@ from recon.auditing.near import Near, allowance, apart
 from recon.auditing.pieces import HAND_ON, other_pass, overwritten
 from recon.auditing.quantities import GRADIENT
 from recon.auditing.wording import words_of
+from recon.listed import listed
 from recon.sites import Site
 from recon.trace import sources
 
@@ -182,20 +183,18 @@ def _but_for(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
         differs = (mine - known).abs() > room
         if 0 < int(differs.sum()) <= min(_FEW, differs.numel() // 4):
             places = differs.nonzero().tolist()
-            which = ", ".join(str(place) for place in places[:_MOST_SHOWN])
-            more = ", ..." if len(places) > _MOST_SHOWN else ""
+            which = listed(places, _MOST_SHOWN)
             several = "s" if len(places) > 1 else ""
-            return "", f"{claimed} but for the value{several} at {which}{more}"
+            return "", f"{claimed} but for the value{several} at {which}"
         for axis, name in enumerate(quantities.axes_of(claimed)):
             pairs = zip(known.unbind(axis), mine.unbind(axis), strict=True)
             near = [apart(a, b) <= allowance(mine.dtype) for a, b in pairs]
             off = [number for number, close in enumerate(near) if not close]
             if name in _AXES and 0 < len(off) <= len(near) // 2:
                 blank = not bool(mine.index_select(axis, torch.tensor(off)).any())
-                which = ", ".join(map(str, off[:_MOST_SHOWN]))
-                more = ", ..." if len(off) > _MOST_SHOWN else ""
+                which = listed(off, _MOST_SHOWN)
                 several = "s" if len(off) > 1 else ""
-                words = f"{claimed} but for {_AXES[name]}{several} {which}{more}"
+                words = f"{claimed} but for {_AXES[name]}{several} {which}"
                 return name, words + (", where zeros stand" if blank else "")
     return "", ""
 

@@ -22,6 +22,7 @@ from recon.auditing.situations import Effort, Situation, situations
 from recon.auditing.vocabularies import Names
 from recon.deadline import require_seconds
 from recon.errors import UsageError
+from recon.listed import listed
 from recon.verification import record
 
 _MOST_SHOWN = 4
@@ -146,11 +147,9 @@ def _require_used(claims: Mapping[str, str], outcome: Outcome) -> None:
     names = {name for call in outcome.calls for name in call.returned.tensors}
     names |= {one.name for one in outcome.tensors}
     if names and claims and not concern(claims, names):
-        shown = ", ".join(sorted(names)[:_MOST_SHOWN])
-        more = ", ..." if len(names) > _MOST_SHOWN else ""
         raise UsageError(
             f"claim {next(iter(claims))!r}: no tensor has such a name; "
-            f"there are {shown}{more}"
+            f"there are {listed(sorted(names), _MOST_SHOWN)}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor
 
 from recon.errors import CaptureError
+from recon.listed import listed
 from recon.sites import Site, site
 from recon.storage import index
 from recon.storage.index import Run, Shard, Source
@@ -230,8 +231,7 @@ class SiteNotStoredError(CaptureError, KeyError):
 
     def __init__(self, wanted: Site, sites: Sequence[Site]) -> None:
         self.site = wanted
-        some = ", ".join(map(str, sites[:4])) + (", ..." if len(sites) > 4 else "")
-        self.text = f"{wanted} was not captured; these were: {some}"
+        self.text = f"{wanted} was not captured; these were: {listed(sites, 4)}"
         super().__init__(self.text)
 
     def __str__(self) -> str:
