@@ -32,7 +32,7 @@ def plan(model: nn.Module) -> Plan:
     that is no GPT2LMHeadModel or GPT2Model.
     """
     parts = Parts.of(model)
-    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+    names = _positional(parts)
     slots = Slots([module for _, _, module in parts.makers()])
     dropouts = [module for _, module in parts.dropouts()]
     inside = [module.attn_dropout for _, _, module in parts.attentions()]
@@ -44,8 +44,8 @@ def plan(model: nn.Module) -> Plan:
     def end() -> End:
         return End(
             weights=slots.read(),
-            dropout=[module.p if module.training else 0.0 for module in dropouts],
-            attention=[module.p if module.training else 0.0 for module in inside],
+            dropout=list(map(_probability, dropouts)),
+            attention=list(map(_probability, inside)),
             kernel=parts.model.config._attn_implementation,
             training=parts.model.training,
         )
@@ -81,6 +81,21 @@ def _require_one_place_each(taps: tuple[Tap, ...]) -> None:
                 f"recon does not check this model: {tap.path} is the same module as "
                 f"{first}, and a hook cannot tell which of them it sees"
             )
+
+
+def _positional(parts: Parts) -> tuple[str, ...]:
+    """Name the root's arguments; past a class with ``*args``, its base's."""
+    kinds: tuple[Any, ...] = type(parts.model).__mro__
+    for kind in kinds:
+        known = inspect.signature(kind.forward).parameters.values()
+        if all(one.kind is not one.VAR_POSITIONAL for one in known):
+            return tuple(one.name for one in known)[1:]
+    return ()
+
+
+def _probability(dropout: Any) -> float:
+    """Return how likely a dropout drops now; one that was taken out never does."""
+    return getattr(dropout, "p", 0.0) if dropout.training else 0.0
 
 
 def _present(parts: Parts) -> Callable[[Site, Tensor], Tensor]:

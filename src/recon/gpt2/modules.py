@@ -34,6 +34,8 @@ _BLOCK = (
     ("mlp.c_proj", "mlp.post", "mlp.out"),
     ("mlp.dropout", "mlp.out", "mlp_out"),
 )
+# Models that were trained are often stripped of their dropouts.
+_DROPOUTS = (nn.Dropout, nn.Identity)
 HEADED = frozenset({"attn.z", "cross.z", "cross.q"})
 
 
@@ -130,6 +132,22 @@ class Parts:
                     Site("cross_out", layer),
                     block.crossattention,
                 )
+
+    def frame(self) -> Iterator[tuple[str, nn.Module, tuple[type[nn.Module], ...]]]:
+        """Yield path, module and possible kinds of everything without weights."""
+        if self.model is not self.body:
+            yield "", self.model, (GPT2LMHeadModel,)
+        yield self.prefix.removesuffix("."), self.body, (GPT2Model,)
+        yield f"{self.prefix}drop", self.body.drop, _DROPOUTS
+        for layer, block in self.blocks():
+            path = f"{self.prefix}h.{layer}"
+            yield path, block, (GPT2Block,)
+            yield f"{path}.mlp", block.mlp, (GPT2MLP,)
+            yield f"{path}.mlp.dropout", block.mlp.dropout, _DROPOUTS
+        for path, _, attention in self.attentions():
+            yield path, attention, (GPT2Attention,)
+            for name in ("attn_dropout", "resid_dropout"):
+                yield f"{path}.{name}", getattr(attention, name), _DROPOUTS
 
     def dropouts(self) -> Iterator[tuple[Site, Any]]:
         """Yield the dropouts whose output is a site."""

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from recon.errors import UnsupportedError
 from recon.facts import Environment, Facts
 from recon.gpt2 import caches
+from recon.gpt2.known import described, known, strangers
 from recon.gpt2.modules import HEADED, Parts
 from recon.gpt2.weights import Counted, Held, Reading, Slots
 from recon.ops import (
@@ -173,6 +174,8 @@ def _can_autocast(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind)
 
 
+# The classes of modules with weights that recon can run again.
+_WEIGHTED = (nn.Embedding, nn.LayerNorm, Conv1D, nn.Linear)
 Maker: TypeAlias = Lookup | LayerNorm | Linear | Unembed | Activation
 
 
@@ -196,7 +199,7 @@ def facts(
 ) -> Facts:
     """Put together what the identities of one pass, or of one stage, need to know."""
     config = parts.body.config
-    problems: list[str] = []
+    problems = list(strangers(parts))
     if end.kernel not in SUPPORTED_ATTENTION:
         problems.append(f"attention implementation {end.kernel!r}")
     if isinstance(start.logits_to_keep, Tensor) and start.logits_to_keep.ndim != 1:
@@ -250,33 +253,32 @@ def _makers(
 
 def with_weights(
     model: nn.Module,
-    known: Facts,
+    ran: Facts,
     keep: int | Tensor,
 ) -> Facts:
     """Give the facts of a saved run the weights of the model that it came from."""
     parts = Parts.of(model)
     start = Start(
-        embeddings=known.given.get(Site("wte")),
+        embeddings=ran.given.get(Site("wte")),
         tokens=None,
         logits_to_keep=keep,
-        grad=known.environment.grad,
+        grad=ran.environment.grad,
         backends=(),
     )
     read = Slots([module for _, _, module in parts.makers()]).read()
-    environment = known.environment
+    environment = ran.environment
     end = End(read, [], [], environment.attention, environment.training)
     notes: dict[str, list[Any]] = {}
     for place in (Site("wte"), Site("token_type"), Site("wpe")):
         path = f"{parts.prefix}{'wpe' if place.part == 'wpe' else 'wte'}"
-        notes.setdefault(path, []).extend(
-            [known.ids[place]] if place in known.ids else []
-        )
-    makers, counted, problems = _makers(parts, start, end, notes, None)
+        notes.setdefault(path, []).extend([ran.ids[place]] if place in ran.ids else [])
+    makers, counted, unmade = _makers(parts, start, end, notes, None)
+    problems = [*ran.unsupported, *strangers(parts), *unmade]
     return replace(
-        known,
+        ran,
         makers=makers,
         weights_at_run=tuple(counted),
-        unsupported=tuple(dict.fromkeys([*known.unsupported, *problems])),
+        unsupported=tuple(dict.fromkeys(problems)),
     )
 
 
@@ -324,25 +326,27 @@ def _maker(
 ) -> dict[Site, Maker]:
     """Return the ops that a module makes; Unsupported for a class we do not know."""
     weight, bias = held.get("weight"), held.get("bias")
-    if isinstance(module, nn.Embedding) and weight is not None:
+    kind = next((one for one in _WEIGHTED if known(module, one)), None)
+    if place.part == "mlp.post":
+        return {place: Activation(module)}
+    if weight is None:
+        words = f"{path} as a {type(module).__name__}"
+        raise UnsupportedError(f"{words}, whose weight is no parameter of its own")
+    if kind is nn.Embedding:
         noted = notes.get(path, [])
         calls = [one.ids if isinstance(one, Looked) else one for one in noted]
         again = [place, Site("token_type")]
         if place.part == "wte" and start.embeddings is not None:
             again = again[1:]
         return {s: Lookup(weight, ids) for s, ids in zip(again, calls, strict=False)}
-    if isinstance(module, nn.LayerNorm) and weight is not None:
+    if kind is nn.LayerNorm:
         return {place: LayerNorm(weight, bias, module.eps)}
-    if type(module) is Conv1D and weight is not None and bias is not None:
+    if kind is Conv1D and bias is not None:
         heads = parts.body.config.n_head if place.part in HEADED else 0
         return {place: Linear(weight, bias, heads)}
-    if place.part == "logits" and type(module) is nn.Linear and weight is not None:
+    if kind is nn.Linear and place.part == "logits":
         return {place: Unembed(weight, bias, start.logits_to_keep)}
-    if place.part == "mlp.post":
-        return {place: Activation(module)}
-    kind = type(module).__name__
-    lacks = "" if weight is not None else ", whose weight is no parameter of its own"
-    raise UnsupportedError(f"{path} as a {kind}{lacks}")
+    raise UnsupportedError(described(path, module, *_WEIGHTED))
 
 
 def _encoder_states(parts: Parts, notes: Mapping[str, list[Any]]) -> dict[Site, Tensor]:
