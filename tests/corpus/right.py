@@ -1052,6 +1052,32 @@ def patterns_computed(model, input_ids):
     return result
 
 
+@right(
+    "patterns and mixtures computed by hand, with rows in which no key is seen",
+    row="E13",
+    attention="sdpa",
+    notes={"RC219"},
+)
+def mixtures_computed(model, input_ids, attention_mask):
+    heads, tokens = model.config.n_head, input_ids.shape[1]
+    modules = {i: b.attn.c_attn for i, b in enumerate(model.transformer.h)}
+    made = _outputs(model, modules, input_ids, attention_mask=attention_mask)
+    allowed = (
+        torch.ones(tokens, tokens).tril().bool() & attention_mask[:, None, None].bool()
+    )
+    result = {}
+    for i, qkv in made.items():
+        q, k, v = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1)
+        )
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+        result[f"h.{i}.attn.pattern"] = scores.softmax(-1)
+        mixed = scores.softmax(-1) @ v
+        result[f"h.{i}.attn.z"] = mixed.transpose(1, 2).flatten(2)
+    return result
+
+
 # -- other names ---------------------------------------------------------------
 
 

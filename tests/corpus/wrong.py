@@ -2574,6 +2574,32 @@ def padded_tokens_counted(model, input_ids, attention_mask):
     return kept
 
 
+@wrong(row="new", rules={"RC105"}, sites="h.*.attn.pattern", attention="sdpa")
+def scaled_by_the_whole_width(model, input_ids, attention_mask):
+    """Scores of a padded batch are divided by the root of the model's width."""
+    kept, handles, (_, tokens) = {}, [], input_ids.shape
+    allowed = torch.ones(tokens, tokens).tril().bool()
+    allowed = allowed & attention_mask[:, None, None].bool()
+
+    def keep(i, module, args, output):
+        q, k, _ = (
+            one.unflatten(-1, (model.config.n_head, -1)).transpose(1, 2)
+            for one in output.chunk(3, -1)
+        )
+        scores = q @ k.transpose(-1, -2) / model.config.n_embd**0.5
+        kept[f"h.{i}.attn.pattern"] = scores.masked_fill(~allowed, -1e9).softmax(-1)
+
+    for i, block in enumerate(model.transformer.h):
+        handles.append(block.attn.c_attn.register_forward_hook(partial(keep, i)))
+    try:
+        with torch.no_grad():
+            model(input_ids, attention_mask=attention_mask)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
 @wrong(row="new", rules={"RC107"}, sites="h.*.resid_post")
 def positions_not_handed_on(model, input_ids, attention_mask, position_ids):
     """The model runs on the mask, and counts the positions itself."""

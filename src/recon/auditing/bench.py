@@ -14,6 +14,7 @@ from recon.auditing.exact import Exact
 from recon.auditing.gradients import Gradients
 from recon.auditing.identify import Catalogue
 from recon.auditing.near import Near, allowance, apart, merged
+from recon.auditing.passes import idle_tokens, less
 from recon.auditing.quantities import Quantity
 from recon.auditing.sides import sides
 from recon.certify import check as certified
@@ -25,6 +26,7 @@ from recon.trace import Trace
 _HOPELESS = 0.05
 # Another implementation, whose passes recon did not see, rounds differently all along.
 _FOREIGN = 16.0
+_WEIGHTED = ("attn.pattern", "attn.z")
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +152,7 @@ class Bench:
             found = found.transpose(1, 2)
         if found.squeeze().shape != known.squeeze().shape:
             return None
-        gap = apart(known.squeeze(), found.squeeze())
+        gap = self._gap(made.site, known, found.reshape(known.shape))
         if not bool(torch.isfinite(found).all()) and made.site.part[-6:] != "scores":
             return None
         allowed = self.allowed(found, known)
@@ -162,6 +164,13 @@ class Bench:
         if proven is None:
             return Match(gap=gap) if gap <= allowed else None
         return Match(gap=gap, words="within the proven bound") if proven else None
+
+    def _gap(self, place: Site, known: Tensor, found: Tensor) -> float:
+        """Return how far a tensor is apart; what sees no key may get any weights."""
+        idle = idle_tokens(self.mask) if place.part in _WEIGHTED else None
+        if idle is not None:
+            known, found = (less(one, place, idle) for one in (known, found))
+        return apart(known, found)
 
 
 def _proven(trace: Trace, place: Site, found: Tensor) -> bool | None:

@@ -62,7 +62,7 @@ def first_changed(
     Tokens before the first that ``mask`` (B T) shows see no key at all, and each
     implementation of attention gives them something else: they are left out.
     """
-    idle = None if mask is None else mask.cumsum(1) == 0
+    idle = idle_tokens(mask)
     for place, tensor in trace.tensors.items():
         known = clean.tensors.get(place)
         if known is None:
@@ -70,14 +70,20 @@ def first_changed(
         # Generation asks for the logits of the last token only.
         if place.part == "logits" and known.shape != tensor.shape:
             continue
-        if idle is not None and bool(idle.any()):
-            tensor, known = (_less(one, place, idle) for one in (tensor, known))
+        if idle is not None:
+            tensor, known = (less(one, place, idle) for one in (tensor, known))
         if not alike(tensor, known) and not _grown(trace, place, tensor, known):
             return place
     return None
 
 
-def _less(tensor: Tensor, place: Site, idle: Tensor) -> Tensor:
+def idle_tokens(mask: Tensor | None) -> Tensor | None:
+    """Return where tokens (B T) see no key: before the first that a mask shows."""
+    idle = None if mask is None else mask.cumsum(1) == 0
+    return idle if idle is not None and bool(idle.any()) else None
+
+
+def less(tensor: Tensor, place: Site, idle: Tensor) -> Tensor:
     """Return a tensor without the tokens of ``idle`` (B T)."""
     axes = place.row.shape.split()
     if axes[:1] != ["B"] or "T" not in axes:

@@ -62,6 +62,8 @@ def _other_scores(
         ("scaled by sqrt(d)", width**0.5),
         ("scaled by 1/sqrt(d) alone", width**-0.5),
     ):
+        if factor == base:
+            continue
         yield words, masked(raw * factor)
         yield f"{words} and without the mask", raw * factor
     yield "without the mask", raw * base
