@@ -2600,6 +2600,27 @@ def scaled_by_the_whole_width(model, input_ids, attention_mask):
     return kept
 
 
+@wrong(row="new", rules={"RC114"}, sites="h.*.mlp.post")
+def tokens_for_neurons(model, input_ids):
+    """The number of a neuron is taken along the tokens."""
+    kept = {}
+    handles = [
+        block.mlp.act.register_forward_hook(
+            lambda module, args, output, i=i: kept.update(
+                {f"h.{i}.mlp.post.neuron_{n}": output[:, n].clone() for n in (1, 3)}
+            )
+        )
+        for i, block in enumerate(model.transformer.h)
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
 @wrong(row="new", rules={"RC107"}, sites="h.*.resid_post")
 def positions_not_handed_on(model, input_ids, attention_mask, position_ids):
     """The model runs on the mask, and counts the positions itself."""

@@ -15,6 +15,7 @@ from recon.auditing.handed import ANOTHER_ORDER, other_inputs
 from recon.auditing.identify import Catalogue
 from recon.auditing.judgement import Judgement
 from recon.auditing.passes import alike
+from recon.auditing.quantities import axes_of
 from recon.auditing.sides import BEFORE
 from recon.auditing.wording import CLEAN, words_of
 from recon.sites import Site
@@ -97,7 +98,27 @@ def numbered(judged: Sequence[Judgement]) -> list[Judgement]:
                 )
                 sentence = f"{said[at].sentence}: {words}"
                 said[at] = replace(said[at], rule="wrong-tokens", sentence=sentence)
+        said = [_along(one, counted, axis) for one in said]
     return said
+
+
+def _along(one: Judgement, counted: str, axis: str) -> Judgement:
+    """Refuse what a name's number was taken from along another axis than it says."""
+    number, kind = one.claim.counted.get(counted), counted.removesuffix("s")
+    if number is None or one.reading is None or one.rule or axis in one.held:
+        return one
+    # Tokens of row 1 may be called tokens_1.
+    if axis not in axes_of(one.reading.site) or counted in words_of(one.name):
+        return one
+    for other, of in _COUNTED.items():
+        unsaid = other not in one.claim.counted and (other != "rows" or number)
+        if unsaid and one.held.get(of) == number:
+            words = (
+                f"a {other.removesuffix('s')}, not {kind} {number}, as its name says"
+            )
+            sentence = f"{one.sentence}: {words}"
+            return replace(one, rule="wrong-tokens", sentence=sentence)
+    return one
 
 
 def _of_others(name: str) -> bool:
