@@ -35,6 +35,14 @@ NAMES = {
     "mlp_out_3_dequantized": ["after quantisation"],
     "linear_cka_of_layers": ["linear CKA of all states"],
     "induction_scores.3": ["induction score"],
+    "loss_per_token": ["as loss of the next token"],
+    "surprisal_3": ["as loss of the next token"],
+    "logit_lens.3.kl_to_final": ["as divergence from the prediction"],
+    "h.3.resid_post.unit": ["at unit length"],
+    "resid_unit_norm_3": ["at unit length"],
+    "unit_vectors.layer3": ["at unit length"],
+    "dla.h.3.attn_out": ["as its share of a logit"],
+    "direct_logit_attribution_mlp_3": ["as its share of a logit"],
     # Words that stand for something else beside others.
     "layers.3.self_attn": [],
     "prev_layer_3": [],
@@ -46,6 +54,13 @@ NAMES = {
     "value_3": [],
     "attn_weighted_values_3": [],
     "rollout_logits": [],
+    "hidden_unit_5": [],
+    "mlp_unit": [],
+    "unit_activations_3": [],
+    "sae_loss_tokens": [],
+    "kl_loss": [],
+    "direct_path_3": [],
+    "contribution_of_head_3": [],
     "resid_scale_3": [],
 }
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
@@ -1647,3 +1648,30 @@ def others_and_reversed(model, input_ids):
         "bos": {f"other_tokens_{i}": s[:, 1:] for i, s in enumerate(states)},
         "original": {f"layer_{i}": state for i, state in enumerate(states)},
     }
+
+
+@right("losses, divergences, unit vectors and shares of a logit, by hand")
+def formulas_of_predictions(model, input_ids):
+    with torch.no_grad():
+        out = model(input_ids, output_hidden_states=True)
+    body, final = model.transformer, out.logits.log_softmax(-1)
+    nll = F.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none"
+    )
+    kept = {"loss_per_token": nll.view(len(input_ids), -1)}
+    last = _outputs(model, {0: body.h[-1]}, input_ids)[0]
+    scale = (last.var(-1, unbiased=False, keepdim=True) + body.ln_f.eps).sqrt()
+    best = model.lm_head.weight.detach()[out.logits.argmax(-1)]
+    parts = {f"mlp_out_{i}": block.mlp for i, block in enumerate(body.h)}
+    for name, part in _outputs(model, parts, input_ids).items():
+        centred = part - part.mean(-1, keepdim=True)
+        share = (centred / scale * body.ln_f.weight.detach() * best).sum(-1)
+        kept[f"dla.{name}"] = share[:, -1]
+    for i, state in enumerate(_states(model, input_ids)[:-1]):
+        with torch.no_grad():
+            lens = model.lm_head(body.ln_f(state)).log_softmax(-1)
+        kept[f"lens_kl_{i}"] = F.kl_div(
+            lens, final, log_target=True, reduction="none"
+        ).sum(-1)
+        kept[f"resid_unit_vectors_{i}"] = F.normalize(state, dim=-1)
+    return kept

@@ -2600,6 +2600,41 @@ def scaled_by_the_whole_width(model, input_ids, attention_mask):
     return kept
 
 
+@wrong(row="new", rules={"RC105"}, sites="h.*.mlp_out as *")
+def shares_by_their_own_size(model, input_ids):
+    """Each part's share of a logit goes through ln_f alone, divided by its own size."""
+    parts, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+        handles.append(
+            block.mlp.register_forward_hook(
+                lambda module, args, output, i=i: parts.update({i: output})
+            )
+        )
+    try:
+        with torch.no_grad():
+            logits = model(input_ids).logits
+            rows = model.lm_head.weight[logits.argmax(-1)]
+            return {
+                f"direct_logit_attribution_mlp_out_{i}": (
+                    model.transformer.ln_f(part) * rows
+                ).sum(-1)
+                for i, part in parts.items()
+            }
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@wrong(row="new", rules={"RC105"}, sites="logits as *")
+def losses_of_mixed_axes(model, input_ids):
+    """The vocabulary is viewed as tokens before the loss is taken."""
+    with torch.no_grad():
+        logits = model(input_ids).logits[:, :-1]
+    mixed = logits.reshape(len(input_ids), -1, logits.shape[1])
+    loss = torch.nn.functional.cross_entropy(mixed, input_ids[:, 1:], reduction="none")
+    return {"loss_per_token": loss}
+
+
 @wrong(row="new", rules={"RC114"}, sites="h.*.mlp.post")
 def tokens_for_neurons(model, input_ids):
     """The number of a neuron is taken along the tokens."""

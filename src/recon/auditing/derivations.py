@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - as torch's own documentation has
 from torch import Tensor
 
 from recon import gpt2
-from recon.auditing import pattern_forms
-from recon.auditing.forms import apply, divisor, fits, normalized
+from recon.auditing import pattern_forms, predictions
+from recon.auditing.forms import divisor, normalized
 from recon.auditing.near import apart
 from recon.auditing.quantities import Quantity, axes_of
 from recon.auditing.quantizing import on_other_scales, within_eight_bits
@@ -63,86 +63,6 @@ class Derivation:
         """Return the sites that a formula may be taken of by mistake."""
         parts = self.parts or (near.part,)
         return [place for place in trace.sites if place.part in parts]
-
-
-# -- predictions -----------------------------------------------------------------
-
-
-def _scores(trace: Trace, place: Site, *, normed: int = 1) -> Tensor | None:  # B T V
-    """Return logits, or those that a lens makes of a state (nostalgebraist 2020)."""
-    if place.part == "logits":
-        return trace[place] if normed == 1 else None
-    op, final = (trace.facts.makers.get(Site(p)) for p in ("logits", "ln_f"))
-    x = trace[place]
-    if op is None or not isinstance(final, LayerNorm) or not fits(final, [x]):
-        return None
-    for _ in range(normed):
-        x = final(x)
-    return apply(op, x).detach() if fits(op, [x]) else None
-
-
-def _probabilities(trace: Trace, place: Site, *, log: bool) -> Iterator[Quantity]:
-    """Yield softmax over the vocabulary, or its logarithm; also of the next token."""
-    scores = _scores(trace, place)
-    if scores is None:
-        return
-    made = scores.log_softmax(-1) if log else scores.softmax(-1)
-    words = f"as {'log-' * log}probabilities"
-    yield Quantity(place, made, ("B", "T", "V"), words)
-    ids = trace.facts.ids.get(Site("wte"))
-    if ids is not None and ids.shape == made.shape[:2] and ids.shape[1] > 1:
-        later = made[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-        yield Quantity(place, later, ("B", "T"), f"{words} of the next token")
-
-
-def _other_probabilities(trace: Trace, place: Site, *, log: bool) -> Iterator[Quantity]:
-    for normed, more in ((1, ""), (0, " without ln_f"), (2, " after ln_f twice")):
-        scores = _scores(trace, place, normed=normed)
-        if scores is None:
-            continue
-        for words, made in _soft(scores):
-            right = words == f"as {'log-' * log}probabilities"
-            if more or not right:
-                yield Quantity(place, made, ("B", "T", "V"), words + more)
-            ids = trace.facts.ids.get(Site("wte"))
-            if right and ids is not None and ids.shape == made.shape[:2]:
-                own = made.gather(-1, ids[..., None])[..., 0]
-                said = f"{words}{more} of the token that is read"
-                yield Quantity(place, own, ("B", "T"), said)
-                yield Quantity(place, own[:, 1:], ("B", "T"), said)
-
-
-def _soft(scores: Tensor) -> _Named:
-    for axis, over in ((-1, ""), (-2, " over the tokens"), (0, " over the rows")):
-        soft = scores.softmax(axis)
-        yield f"as probabilities{over}", soft
-        yield f"as log-probabilities{over}", scores.log_softmax(axis)
-        if not over:
-            yield "after softmax twice", soft.softmax(-1)
-            yield "after softmax and log-softmax", soft.log_softmax(-1)
-    yield "as logits", scores
-
-
-def _uncertainty(trace: Trace, place: Site) -> Iterator[Quantity]:
-    """Yield the Shannon entropy of each prediction, in nats and in bits."""
-    scores = _scores(trace, place)
-    if scores is not None:
-        nats = torch.special.entr(scores.softmax(-1)).sum(-1)
-        words = "entropy of the prediction in"
-        yield Quantity(place, nats, ("B", "T"), f"{words} nats")
-        yield Quantity(
-            place, nats / torch.tensor(2.0).log(), ("B", "T"), f"{words} bits"
-        )
-
-
-def _other_uncertainty(trace: Trace, place: Site) -> Iterator[Quantity]:
-    scores = _scores(trace, place)
-    if scores is not None:
-        for words, made in _soft(scores):
-            if words in ("as probabilities over the tokens", "after softmax twice"):
-                nats = torch.special.entr(made).sum(-1)
-                said = f"entropy of the prediction {words}"
-                yield Quantity(place, nats, ("B", "T"), said)
 
 
 # -- LayerNorms ------------------------------------------------------------------
@@ -277,6 +197,27 @@ def _not_columns(trace: Trace, place: Site) -> Iterator[Quantity]:
         yield _less(trace, place, (), "everything")
 
 
+def _unit(trace: Trace, place: Site) -> Iterator[Quantity]:
+    """Yield a site divided by its Euclidean norm, or that of each head."""
+    made = F.normalize(trace[place], dim=-1)
+    yield Quantity(place, made, axes_of(place), "divided by its norm")
+
+
+def _other_unit(trace: Trace, place: Site) -> Iterator[Quantity]:
+    x = trace[place]
+    if x.ndim != 3:
+        return
+    for words, size in (
+        ("over the tokens", x.norm(dim=1, keepdim=True)),
+        ("over the rows", x.norm(dim=0, keepdim=True)),
+        ("over everything", x.norm()),
+        ("squared", x.square().sum(-1, keepdim=True)),
+        ("as a sum of sizes", x.abs().sum(-1, keepdim=True)),
+        ("as its largest value", x.abs().amax(-1, keepdim=True)),
+    ):
+        yield Quantity(place, x / size, axes_of(place), f"divided by its norm {words}")
+
+
 def _none(trace: Trace, place: Site) -> Iterator[Quantity]:
     yield from ()
 
@@ -299,16 +240,27 @@ DERIVATIONS: Mapping[str, Derivation] = {
         for form in pattern_forms.FORMULAS
     },
     "as probabilities": Derivation(
-        partial(_probabilities, log=False),
-        partial(_other_probabilities, log=False),
+        partial(predictions.probabilities, log=False),
+        partial(predictions.other_probabilities, log=False),
         _STATES,
     ),
     "as log-probabilities": Derivation(
-        partial(_probabilities, log=True),
-        partial(_other_probabilities, log=True),
+        partial(predictions.probabilities, log=True),
+        partial(predictions.other_probabilities, log=True),
         _STATES,
     ),
-    "entropy of the prediction": Derivation(_uncertainty, _other_uncertainty, _STATES),
+    "entropy of the prediction": Derivation(
+        predictions.uncertainty, predictions.other_uncertainty, _STATES
+    ),
+    "as loss of the next token": Derivation(
+        predictions.losses, predictions.other_losses, _STATES
+    ),
+    "as divergence from the prediction": Derivation(
+        predictions.divergences, predictions.other_divergences, ("resid_post",)
+    ),
+    "as its share of a logit": Derivation(
+        predictions.attributions, predictions.other_attributions
+    ),
     "divisor of the LayerNorm": Derivation(_divisor, _other_divisor, _NORMS),
     "scale of the LayerNorm": Derivation(
         partial(_divisor, scale=True), partial(_other_divisor, scale=True), _NORMS
@@ -324,6 +276,7 @@ DERIVATIONS: Mapping[str, Derivation] = {
     ),
     "centred": Derivation(_centred, _none),
     "centred over the samples": Derivation(_columns, _not_columns),
+    "at unit length": Derivation(_unit, _other_unit),
     "linear CKA of all states": Derivation(linear_cka, other_cka),
     "after quantisation": Derivation(
         partial(_as_it_is, words="rounded to 8 bits"),

@@ -51,8 +51,26 @@ _DEQUANTIZED = frozenset(
     {"dequantized", "dequantised", "dequant", "dequantize", "dequantise",
      "undequantized"}
 )  # fmt: skip
+_LOSS = frozenset({"loss", "losses"})
+_OF_TEXT = frozenset(
+    {"token", "tokens", "next", "lm", "ce", "cross", "per", "position", "nll", "model"}
+)
+_OTHER_LOSS = frozenset(
+    {"sae", "recon", "reconstruction", "kl", "mse", "aux", "probe", "recovered"}
+)
+_SURPRISE = frozenset({"nll", "surprisal", "surprisals"})
+_SHARE = frozenset({"attribution", "attributions", "contribution", "contributions"})
+_VECTORS = frozenset(
+    {"norm", "normed", "normalized", "normalised", "vector", "vectors", "vec", "vecs",
+     "direction", "directions", "dir", "dirs", "length"}
+)  # fmt: skip
+_STATES = frozenset({"resid", "residual", "stream", "embed", "state", "states"})
 # Words that say how a form was made, and not of what.
-FORMULA_WORDS = _CENTERED | _COLUMNS | _DEQUANTIZED | {"matrix", "matrices"}
+FORMULA_WORDS = (
+    _CENTERED | _COLUMNS | _DEQUANTIZED | _SHARE
+    | {"matrix", "matrices", "unit", "dla", "direct", "logit", "vector", "vectors",
+       "vec", "vecs", "direction", "directions", "dir", "dirs"}
+)  # fmt: skip
 
 _ENTERING = frozenset({"in", "input", "inp", "pre", "before"})
 
@@ -71,7 +89,7 @@ def formulas_meant(words: Sequence[str]) -> list[Promised]:
         *_of_patterns(words, bare),
         *_of_predictions(bare),
         *_of_norms(bare),
-        *_of_any(bare),
+        *_of_any(words, bare),
     ]
 
 
@@ -114,6 +132,13 @@ def _of_predictions(words: frozenset[str]) -> Iterator[Promised]:
     if words & (_ATTENTION | _ENTERING | {"router", "probe", "scores", "head"}):
         return
     of = ("resid_post",) if "lens" in words else ("logits", "resid_post")
+    if "kl" in words and not words & _LOSS and "lens" in words:
+        yield "as divergence from the prediction", ("resid_post",)
+        return
+    told = words & _LOSS and (words & _OF_TEXT or words <= _LOSS)
+    if words & _SURPRISE or (told and not words & _OTHER_LOSS):
+        yield "as loss of the next token", of
+        return
     if words & _LOGPROBS or (words & _LOG and words & _PROBABLE):
         yield "as log-probabilities", of
     elif words & _PROBABLE:
@@ -139,7 +164,14 @@ def _of_norms(words: frozenset[str]) -> Iterator[Promised]:
         yield "deviation of what enters", of
 
 
-def _of_any(words: frozenset[str]) -> Iterator[Promised]:
+def _of_any(order: Sequence[str], words: frozenset[str]) -> Iterator[Promised]:
+    # A unit is a neuron, too.
+    unit = any(one == "unit" and after in _VECTORS for one, after in pairwise(order))
+    if unit or (list(order[-1:]) == ["unit"] and words & _STATES):
+        yield "at unit length", ()
+    direct = "direct" in words or "logit" in words
+    if "dla" in words or (direct and words & _SHARE and words & {"logit", "logits"}):
+        yield "as its share of a logit", ()
     if "cka" in words and words & {"linear", "matrix", "states", "layers", "blocks"}:
         yield "linear CKA of all states", ("resid_post",)
     elif words & _DEQUANTIZED:
