@@ -1675,3 +1675,14 @@ def formulas_of_predictions(model, input_ids):
         ).sum(-1)
         kept[f"resid_unit_vectors_{i}"] = F.normalize(state, dim=-1)
     return kept
+
+
+@right("features of two parts side by side, under the block's name", notes={"RC120"})
+def features_side_by_side(model, input_ids):
+    blocks = list(enumerate(model.transformer.h))
+    kept = _outputs(model, {(i, "mlp"): b.mlp for i, b in blocks}, input_ids)
+    acts = _outputs(model, {(i, "act"): b.mlp.act for i, b in blocks}, input_ids)
+    return {
+        f"layer_{i}": torch.cat([kept[i, "mlp"], acts[i, "act"]], -1)[:, -1]
+        for i, _ in blocks
+    }

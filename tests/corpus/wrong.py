@@ -2635,6 +2635,33 @@ def losses_of_mixed_axes(model, input_ids):
     return {"loss_per_token": loss}
 
 
+@wrong(row="new", rules={"RC102"}, sites="h.*")
+def features_of_another_block(model, input_ids):
+    """Features of two parts stand side by side, and are those of the block before."""
+    parts, handles, kept = {}, [], {}
+    for i, block in enumerate(model.transformer.h):
+        for part in ("attn", "mlp"):
+            handles.append(
+                getattr(block, part).c_proj.register_forward_hook(
+                    lambda module, args, output, at=(part, i): parts.update(
+                        {at: output}
+                    )
+                )
+            )
+    try:
+        with torch.no_grad():
+            model(input_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    count = len(model.transformer.h)
+    for i in range(count):
+        kept[f"layer_{(i + 1) % count}"] = torch.cat(
+            [parts["attn", i], parts["mlp", i]], -1
+        )
+    return kept
+
+
 @wrong(row="new", rules={"RC114"}, sites="h.*.mlp.post")
 def tokens_for_neurons(model, input_ids):
     """The number of a neuron is taken along the tokens."""

@@ -12,6 +12,7 @@ from recon.auditing import quantities
 from recon.auditing.bench import Bench
 from recon.auditing.exact import Exact
 from recon.auditing.handed import other_inputs
+from recon.auditing.joined import as_joined, joined, side_by_side
 from recon.auditing.judgement import Judgement
 from recon.auditing.near import Near, allowance, apart
 from recon.auditing.pieces import HAND_ON, other_pass, overwritten
@@ -50,6 +51,9 @@ def unclaimed(bench: Bench, one: Judgement) -> Judgement:
             return replace(one, rule="other-run", sentence=sentence, found=found)
     elif torch.equal(one.tensor, bench.call.situation.inputs["input_ids"]):
         sentence, found = f"`{one.name}` is input_ids", "input_ids"
+    elif (sites := joined(bench, one.tensor)) is not None:
+        found = side_by_side(sites)
+        sentence = f"`{one.name}` is {found}"
     else:
         sentence, found = told_near(one.name, bench.near(one.tensor))
     if one.claim.beyond is not None:
@@ -118,6 +122,8 @@ def _as_near(
     sentence, found = told_near(one.name, near)
     one = replace(one, sentence=sentence, found=found)
     if near is None:
+        if (several := as_joined(bench, one)) is not None:
+            return several
         expected = " or ".join(quantities.axes_of(claimed))
         words = f"{sentence}; {claimed} has axes {expected.replace(' or ', ' ')}"
         return replace(one, rule="wrong-shape", sentence=words)
