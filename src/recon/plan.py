@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -38,6 +38,29 @@ class Tap:
     completes: int | None = None
 
 
+class Start(Protocol):
+    """What is known of a pass when it begins."""
+
+    def tokens(self, place: Site | None = None) -> Sequence[int] | None:
+        """Return which tokens the rows of a site are of, or those of the pass.
+
+        None if that is not known.
+        """
+
+    def kept(
+        self,
+        shown: Callable[[Site, Tensor], Tensor | None],
+        noted: Callable[[Tensor], Tensor],
+    ) -> Start:
+        """Return a start that keeps of each tensor what these return for it.
+
+        ``shown`` is for those that the caller handed in instead of a site.
+        """
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor that it keeps alive."""
+
+
 @dataclass(frozen=True)
 class Passage:
     """A module on the way through a model: the site it is given, and the one it makes.
@@ -63,7 +86,7 @@ class Plan:
 
     root: nn.Module
     taps: tuple[Tap, ...]
-    begin: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Start]
     end: Callable[[], Any]
     facts: Callable[[Any, Any, Mapping[str, list[Any]], int | None], Facts]
     present: Callable[[Site, Tensor], Tensor]

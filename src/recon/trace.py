@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -49,6 +49,12 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
     ``trace["h.3.attn.q"]`` accepts every vocabulary's names. q, k and v are views of
     what c_attn returned; scores, and the pattern of a fused kernel, are computed on
     demand (``origin`` tells). ``run`` counts the passes of one recorder from 0.
+
+    With ``positions=`` it holds the rows of those tokens only: ``positions`` are those
+    that the pass has, ``absent`` the numbers that it has not, ``fewer`` those of sites
+    without a row for each of them.
+
+    Two traces are equal only if they are one: compare with ``recon.diff``.
     """
 
     run: int
@@ -56,6 +62,8 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
     facts: Facts
     wanted: frozenset[Site] | None = None
     positions: tuple[int, ...] | None = None
+    absent: tuple[int, ...] = ()
+    fewer: Mapping[Site, tuple[int, ...]] = field(default_factory=dict)
     altered: str = ""
     never_ran: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
@@ -80,7 +88,7 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
         if wanted in self.tensors:
             return self.tensors[wanted]
         if (given := self.facts.given.get(wanted)) is not None:
-            return given if self.positions is None else given[:, list(self.positions)]
+            return given
         if self.origin(wanted) in ("view", "derived"):
             return self._derive(wanted)
         raise SiteNotHeldError(wanted, self)
@@ -109,6 +117,14 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
             if self.origin(s) is not None
         }
         return tuple(sorted(shown if self.wanted is None else shown & self.wanted))
+
+    def positions_at(self, name: Site | str) -> tuple[int, ...] | None:
+        """Return which tokens the rows at a site are of; None without ``positions=``.
+
+        Those are ``positions``, but for logits of a pass that was told to make them for
+        some tokens only (``logits_to_keep``).
+        """
+        return self.fewer.get(site(name), self.positions)
 
     def captured(self, name: Site | str) -> Tensor:
         """Return the tensor at a site, unless it had to be derived.
@@ -208,6 +224,8 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
             "run": self.run,
             "wanted": None if wanted is None else [str(s) for s in sorted(wanted)],
             "positions": self.positions,
+            "absent": self.absent,
+            "fewer": {str(place): rows for place, rows in self.fewer.items()},
             "altered": self.altered,
             "never_ran": self.never_ran,
             "repeated": self.repeated,
@@ -229,6 +247,8 @@ class SiteNotHeldError(CaptureError, KeyError):
             why = f"the pass did not finish ({trace.failure})"
         elif trace.wanted is not None and wanted not in trace.wanted:
             why = "capture was asked for other sites (sites=)"
+        elif trace.positions_at(wanted) == ():
+            why = _no_position(wanted, trace)
         elif trace.positions is not None and wanted.part in _SOURCES:
             why = "it cannot be derived from a subset of the positions"
         elif trace.origin(wanted) == "derived":
@@ -240,6 +260,22 @@ class SiteNotHeldError(CaptureError, KeyError):
 
     def __str__(self) -> str:
         return self.text
+
+
+def absent_positions(trace: Trace) -> str:
+    """Say which positions were asked for that a pass does not have."""
+    asked = f"positions={list(trace.absent)} asked for"
+    tokens = trace.facts.shape[1] if len(trace.facts.shape) > 1 else "fewer"
+    return f"{asked}, but this pass has {tokens} tokens"
+
+
+def _no_position(wanted: Site, trace: Trace) -> str:
+    if trace.absent and not trace.positions:
+        return absent_positions(trace)
+    if not trace.positions:
+        return "positions= names no token of this pass"
+    asked = f"positions={list(trace.positions)} asked for"
+    return f"{asked}, but the pass made no {wanted} of them (see logits_to_keep)"
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:

@@ -119,7 +119,7 @@ def _taps(parts: Parts) -> Iterator[Tap]:
         body.wte,
         (Site("wte"), "output"),
         again=twice,
-        spared=lambda start: start.embeddings is not None,
+        spared=lambda start: start.embedded,
         note=_ids,
         required=False,
     )

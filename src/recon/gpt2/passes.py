@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -105,10 +105,15 @@ def _with_cache(layer: Any, mask: Tensor | None, queries: int, cross: bool) -> R
 # Start and End are made in every pass: a frozen dataclass takes twice as long.
 @dataclass(eq=False, slots=True)
 class Start:
-    """What is known when the root is called."""
+    """What is known when the root is called.
 
+    ``embedded`` says that embeddings were handed in: ``embeddings``, if they are kept.
+    ``shape`` is B, T of the tokens; empty without any.
+    """
+
+    embedded: bool
     embeddings: Tensor | None
-    tokens: Tensor | None
+    shape: tuple[int, ...]
     logits_to_keep: int | Tensor
     grad: bool
     backends: tuple[bool, ...]
@@ -117,21 +122,47 @@ class Start:
     def of(cls, given: Mapping[str, Any]) -> Start:
         """Keep of the root's arguments, by name, and of torch's modes what counts."""
         embeddings = given.get("inputs_embeds")
-        if embeddings is not None:
-            embeddings = embeddings.detach()
         tokens = given.get("input_ids") if embeddings is None else embeddings
+        shape = tokens.shape[:2] if isinstance(tokens, Tensor) else ()
         return cls(
-            embeddings=embeddings,
-            tokens=tokens,
+            embedded=embeddings is not None,
+            embeddings=embeddings.detach() if isinstance(embeddings, Tensor) else None,
+            shape=shape,
             logits_to_keep=given.get("logits_to_keep", 0),
             grad=torch.is_grad_enabled(),
             backends=sdp_backends(),
         )
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """B, T of the tokens; empty without any."""
-        return tuple(self.tokens.shape[:2]) if isinstance(self.tokens, Tensor) else ()
+    def tokens(self, place: Site | None = None) -> Sequence[int] | None:
+        """Return which tokens the rows of a site are of; see ``plan.Start``."""
+        if len(self.shape) < 2:
+            return None
+        everyone, keep = range(self.shape[1]), self.logits_to_keep
+        if place is None or place.part != "logits":
+            return everyone
+        if isinstance(keep, int):
+            return everyone[-keep:] if keep else everyone
+        numbers = torch.arange(len(everyone), device=keep.device)
+        rows: list[int] = numbers[keep].flatten().tolist()
+        return rows
+
+    def kept(
+        self,
+        shown: Callable[[Site, Tensor], Tensor | None],
+        noted: Callable[[Tensor], Tensor],
+    ) -> Start:
+        """Return a start that keeps what these return; see ``plan.Start``."""
+        given, keep = self.embeddings, self.logits_to_keep
+        return replace(
+            self,
+            embeddings=None if given is None else shown(Site("wte"), given),
+            logits_to_keep=noted(keep) if isinstance(keep, Tensor) else keep,
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor that it keeps alive."""
+        both = (self.embeddings, self.logits_to_keep)
+        yield from (tensor for tensor in both if isinstance(tensor, Tensor))
 
 
 class Looked(NamedTuple):
@@ -214,7 +245,7 @@ def facts(
         width=config.n_embd,
         tied_last=not _CAPTURED_BY_HOOKS
         or getattr(config, "tie_last_hidden_states", None) is not False,
-        shape=start.shape,
+        shape=tuple(start.shape),
         makers=makers,
         attention=attention,
         dropout=dict(zip((s for s, _ in parts.dropouts()), end.dropout, strict=True)),
@@ -259,8 +290,9 @@ def with_weights(
     """Give the facts of a saved run the weights of the model that it came from."""
     parts = Parts.of(model)
     start = Start(
-        embeddings=ran.given.get(Site("wte")),
-        tokens=None,
+        embedded=Site("wte") not in ran.ids,
+        embeddings=None,
+        shape=(),
         logits_to_keep=keep,
         grad=ran.environment.grad,
         backends=(),
@@ -336,7 +368,7 @@ def _maker(
         noted = notes.get(path, [])
         calls = [one.ids if isinstance(one, Looked) else one for one in noted]
         again = [place, Site("token_type")]
-        if place.part == "wte" and start.embeddings is not None:
+        if place.part == "wte" and start.embedded:
             again = again[1:]
         return {s: Lookup(weight, ids) for s, ids in zip(again, calls, strict=False)}
     if kind is nn.LayerNorm:

@@ -81,14 +81,17 @@ def _idle_plan(modules: nn.Sequential) -> Plan:
     place = Site("embed")
     taps = [Tap(str(n), m, ((place, "output"),)) for n, m in enumerate(modules)]
 
+    def nothing(*_: Any) -> Any:
+        return None
+
     def no_facts(*_: Any) -> Any:
         raise NotImplementedError("this plan is timed, its traces are never made")
 
     return Plan(
         root=modules,
         taps=tuple(taps),
-        begin=lambda args, kwargs: None,
-        end=lambda: None,
+        begin=nothing,
+        end=nothing,
         facts=no_facts,
         present=lambda site, tensor: tensor,
     )

@@ -50,6 +50,8 @@ class Assembler:
             facts=self.plan.facts(one.start, one.end, self.notes(one), stage),
             wanted=self.wanted,
             positions=one.positions,
+            absent=one.absent,
+            fewer=dict(one.fewer),
             altered=self.altered,
             never_ran=tuple(never),
             repeated=tuple(repeated),

@@ -1,19 +1,20 @@
-"""What the hook of a tap does: it keeps what it sees, and computes nothing."""
+"""What the hook of a tap does: it keeps what it sees, or what a keeper makes of it.
+
+It runs inside of someone's forward pass, so it raises nothing but BudgetError: what
+goes wrong in it is a trouble of the pass, whose trace then is incomplete.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from recon.errors import BudgetError
 from recon.plan import Port, Tap
-from recon.recorder.options import Options, rows
-from recon.recorder.passes import Pass, Threads, tensors_in
-from recon.sites import Site
+from recon.recorder.keeping import Keeper
+from recon.recorder.passes import Pass, Threads
 
 Hook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -37,7 +38,12 @@ def raw_listener(threads: Threads, place: int, tap: Tap) -> Hook:
             before = None
             if with_input:
                 before = args[0] if args else _first(args, kwargs)
-            said = None if note is None else note(module, args, kwargs, output)
+            said = None
+            if note is not None:
+                try:
+                    said = note(module, args, kwargs, output)
+                except Exception as error:
+                    one.fail(tap.path, error)
             one.take((place, before, output, said))
 
     return listen
@@ -57,12 +63,18 @@ def keeping_listener(threads: Threads, place: int, tap: Tap, keeper: Keeper) -> 
         one = threads.current
         if one is None or not one.running:
             return
-        kept = []
-        for seen, port in tap.again if fires_again(tap, one, place) else tap.reads:
-            tensor = look(port, args, kwargs, output)
-            kept.append(None if tensor is None else keepers[seen](one, tensor))
-        said = None if note is None else note(module, args, kwargs, output)
-        keeper.charge_noted(tap.path, one, said)
+        kept: list[Tensor | None] = []
+        said = None
+        try:
+            for seen, port in tap.again if fires_again(tap, one, place) else tap.reads:
+                tensor = look(port, args, kwargs, output)
+                kept.append(None if tensor is None else keepers[seen](one, tensor))
+            if note is not None:
+                said = keeper.noted(tap.path, one, note(module, args, kwargs, output))
+        except BudgetError:
+            raise
+        except Exception as error:
+            one.fail(tap.path, error)
         one.calls.append((place, tuple(kept), None, said))
 
     return listen
@@ -71,56 +83,6 @@ def keeping_listener(threads: Threads, place: int, tap: Tap, keeper: Keeper) -> 
 def fires_again(tap: Tap, one: Pass, place: int) -> bool:
     """Whether a tap that fires now sees what its second firing means."""
     return bool(tap.again) and (tap.spared(one.start) or one.has_called(place))
-
-
-@dataclass(frozen=True, eq=False)
-class Keeper:
-    """Turns tensors of the run into those to keep, within a budget.
-
-    ``passes`` are all that the recorder holds: the budget is of all of them.
-    """
-
-    options: Options
-    passes: Callable[[], Iterable[Pass]]
-
-    def of(self, seen: Site, port: Port) -> Callable[[Pass, Tensor], Tensor]:
-        """Return what makes the tensor to keep of one seen at a site."""
-        options = self.options
-        if options.by_reference:
-            return lambda one, t: t if options.grad else t.detach()
-        whole = options.positions is None or seen.part == "cross.kv"
-        axis = 2 if port == "weights" else 1
-
-        def keep(one: Pass, tensor: Tensor) -> Tensor:
-            kept = tensor if options.grad else tensor.detach()
-            if not whole:
-                chosen = rows(options.positions, kept.shape[axis], seen)
-                one.positions = tuple(chosen)
-                numbers = torch.tensor(chosen, device=kept.device)
-                kept = kept.index_select(axis, numbers)
-            if options.dtype is not None or options.device is not None:
-                kept = kept.to(device=options.device, dtype=options.dtype or kept.dtype)
-            if options.clone and kept.data_ptr() == tensor.data_ptr():
-                kept = kept.clone()
-            self._charge(seen, one, kept)
-            return kept
-
-        return keep
-
-    def charge_noted(self, path: str, one: Pass, said: Any) -> None:
-        """Count what a note keeps alive: masks, the contents of caches."""
-        if self.options.budget is not None:
-            for tensor in tensors_in(said):
-                self._charge(path, one, tensor)
-
-    def _charge(self, seen: Site | str, one: Pass, tensor: Tensor) -> None:
-        budget, storage = self.options.budget, tensor.untyped_storage()
-        if budget is None or storage.data_ptr() in one.charged:
-            return
-        held = sum(sum(other.charged.values()) for other in self.passes())
-        if held + storage.nbytes() > budget:
-            raise BudgetError(str(seen), held, storage.nbytes(), budget)
-        one.charged[storage.data_ptr()] = storage.nbytes()
 
 
 def look(

@@ -10,8 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from recon.errors import CaptureError, UsageError
-from recon.sites import Site
+from recon.errors import UsageError
 
 Keep: TypeAlias = Literal["last", "all"]
 Positions: TypeAlias = Sequence[int] | slice | Tensor | int
@@ -42,10 +41,14 @@ class Options:
         object.__setattr__(self, "positions", _as_positions(self.positions))
 
     @property
+    def copies(self) -> bool:
+        """Whether all that is kept is a copy."""
+        return self.dtype is not None or self.device is not None or self.clone
+
+    @property
     def by_reference(self) -> bool:
         """Whether tensors are kept as they are, without a copy."""
-        copies = self.dtype is not None or self.device is not None or self.clone
-        return not copies and self.positions is None and self.budget is None
+        return not self.copies and self.positions is None and self.budget is None
 
     @property
     def altered(self) -> str:
@@ -69,14 +72,15 @@ def _as_positions(asked: Positions | None) -> tuple[int, ...] | slice | None:
     raise UsageError(f"positions={asked!r}: expected token numbers or a slice of them")
 
 
-def rows(positions: Positions | None, length: int, seen: Site) -> list[int]:
-    """Resolve ``positions`` to row numbers of an axis of ``length`` tokens."""
+def resolved(
+    positions: Positions | None, length: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which of ``length`` tokens are asked for, and the numbers of none of them.
+
+    A later step of ``generate`` has one token: that it lacks the others is no error.
+    """
     if isinstance(positions, slice):
-        return list(range(length))[positions]
+        return tuple(range(length)[positions]), ()
     assert isinstance(positions, tuple)
-    outside = [p for p in positions if not -length <= p < length]
-    if outside:
-        raise CaptureError(
-            f"{seen}: positions={outside} asked for, but this pass has {length} tokens"
-        )
-    return [p % length for p in positions]
+    there = tuple(p % length for p in positions if -length <= p < length)
+    return there, tuple(p for p in positions if not -length <= p < length)

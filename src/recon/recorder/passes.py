@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from types import FrameType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
+from recon.plan import Start
 from recon.sites import Site
 from recon.trace import Trace
 
@@ -26,12 +28,15 @@ class Pass:
     """One forward pass while it is being recorded.
 
     ``calls`` is one list for all taps, and hooks touch nothing but ``take``, which adds
-    to it. ``fired`` are the taps whose calls were let go already.
+    to it. ``fired`` are the taps whose calls were let go already. ``positions`` are the
+    tokens that were asked for and are there, ``absent`` those that are not, ``fewer``
+    those of sites that have not all of them; ``trouble`` is what went wrong in a hook
+    of recon's.
     """
 
     run: int
     thread: int
-    start: Any
+    start: Start
     frame: FrameType | None
     detach: bool
     calls: list[Call] = field(default_factory=list)
@@ -43,8 +48,12 @@ class Pass:
     end: Any = None
     running: bool = True
     failure: str | None = None
+    trouble: str | None = None
     positions: tuple[int, ...] | None = None
+    absent: tuple[int, ...] = ()
+    fewer: dict[Site, tuple[int, ...]] = field(default_factory=dict)
     charged: dict[int, int] = field(default_factory=dict)
+    copies: dict[int, _Copy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Bound to the list, not to the pass: a cycle would outlive its last use.
@@ -53,7 +62,9 @@ class Pass:
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor that this pass keeps alive."""
+        yield from self.start.tensors()
         yield from self.carried.values()
+        yield from tensors_in(list(self.lasting.values()))
         # Masks and the contents of caches, which notes hold, are kept alive, too.
         yield from tensors_in([call[1:] for call in self.calls])
 
@@ -75,16 +86,42 @@ class Pass:
 
     def stop(self, failure: str | None = None) -> None:
         """Close the pass; what no consumer will take any more is let go."""
-        self.running, self.frame, self.failure = False, None, failure
+        self.running, self.frame = False, None
+        self.failure = failure or self.trouble
         self.take = _ignore
+        self.copies.clear()
         if failure is not None and self.consumer is not None:
             self.let_go()
+
+    def fail(self, path: str, error: Exception) -> None:
+        """Note that a hook of ours raised: nobody's forward pass is to end by that."""
+        words = f"recon's own hook at {path} raised {error_in_words(error)}"
+        self.trouble = self.trouble or words
+
+    def copy_of(self, tensor: Tensor, copied: Callable[[Tensor], Tensor]) -> Tensor:
+        """Copy a tensor, once in a pass: each block is handed the same mask."""
+        if tensor.is_inference():
+            return copied(tensor)  # no version tells whether it was edited meanwhile
+        known = self.copies.get(id(tensor))
+        if known and known.of() is tensor and known.version == tensor._version:
+            return known.copy
+        copy = copied(tensor)
+        self.copies[id(tensor)] = _Copy(weakref.ref(tensor), tensor._version, copy)
+        return copy
 
     def let_go(self) -> None:
         """Drop all tensors, and keep count of what fired."""
         self.carried, self.lasting = {}, {}
         self.fired += tuple(call[0] for call in self.calls)
         self.calls.clear()
+
+
+class _Copy(NamedTuple):
+    """A copy of a tensor, and the version that it is of."""
+
+    of: weakref.ref[Tensor]
+    version: int
+    copy: Tensor
 
 
 def _ignore(call: Call) -> None:
@@ -134,6 +171,19 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for one in value:
             yield from tensors_in(one)
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return nested tuples and lists with each tensor in them changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        several = (changed(one, change) for one in value)
+        named = getattr(value, "_make", None)
+        return tuple(several) if named is None else named(several)
+    if isinstance(value, list):
+        return [changed(one, change) for one in value]
+    return value
 
 
 def _on_call_stack(frame: FrameType | None) -> bool:

@@ -19,7 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from recon.errors import CaptureError, UsageError
 from recon.plan import Plan, Tap
 from recon.recorder.assembling import Assembler, narrow, never_ran
-from recon.recorder.listening import Hook, Keeper, keeping_listener, raw_listener
+from recon.recorder.keeping import Budget, Keeper
+from recon.recorder.listening import Hook, keeping_listener, raw_listener
 from recon.recorder.options import Options
 from recon.recorder.passes import (
     IDENTITY,
@@ -29,7 +30,7 @@ from recon.recorder.passes import (
     error_in_words,
 )
 from recon.sites import Site
-from recon.trace import Trace, held_bytes
+from recon.trace import Trace, absent_positions, held_bytes
 
 
 class Recorder:
@@ -60,6 +61,8 @@ class Recorder:
             if raw
             else []
         )
+        self._budget = Budget(options.budget)
+        self._keeper = Keeper(options, self._budget, wanted)
         self._passes: list[Pass] = []
         self._built: dict[int, Trace] = {}
         self._runs = count()
@@ -103,7 +106,7 @@ class Recorder:
         _remove(hooks or [])
         for one in self._passes:
             if one.running:
-                one.stop(kind.__name__ if kind else "interrupted")
+                self._stop(one, kind.__name__ if kind else "interrupted")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         """Return itself: a copy of the model has the hooks, and is not recorded."""
@@ -131,6 +134,8 @@ class Recorder:
             self._passes.append(one)
         mine.stack.append(one)
         mine.current = one
+        if not self._raw:
+            self._keeper.begin(one)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         mine = self._threads
@@ -140,12 +145,20 @@ class Recorder:
         mine.current = mine.stack[-1] if mine.stack else None
         if output is None:
             # An always-called hook sees no output when the pass raised.
-            one.stop(error_in_words(sys.exc_info()[1]))
-        else:
-            one.stop()
+            self._stop(one, error_in_words(sys.exc_info()[1]))
+            return
+        try:
             one.end = self._plan.end()
-            if one.consumer is not None:
-                self._consume(one, self._assembler.depth, None)
+        except Exception as error:
+            one.fail("the model", error)
+        one.stop()
+        if one.consumer is not None:
+            self._consume(one, self._assembler.depth, None)
+
+    def _stop(self, one: Pass, failure: str) -> None:
+        """Close a pass that did not run to its end."""
+        one.stop(failure)
+        self._budget.settle(one)
 
     def _settle(self) -> None:
         """Close this thread's passes that were interrupted.
@@ -155,7 +168,7 @@ class Recorder:
         mine = self._threads
         while mine.stack and not mine.stack[-1].under_way:
             if (one := mine.stack.pop()).running:
-                one.stop("interrupted")
+                self._stop(one, "interrupted")
         mine.current = mine.stack[-1] if mine.stack else None
 
     def _forget(self, thread: int) -> None:
@@ -163,6 +176,7 @@ class Recorder:
             gone = [p for p in self._passes if p.thread == thread]
             self._passes = [p for p in self._passes if p.thread != thread]
             for one in gone:
+                self._budget.drop(one)
                 self._built.pop(one.run, None)
 
     # -- hooks -----------------------------------------------------------------
@@ -170,8 +184,7 @@ class Recorder:
     def _hook(self, place: int, tap: Tap) -> Hook:
         if self._raw:
             return self._raw[place]
-        keeper = Keeper(self._options, lambda: self._passes)
-        listen = keeping_listener(self._threads, place, tap, keeper)
+        listen = keeping_listener(self._threads, place, tap, self._keeper)
         stage, threads = tap.completes, self._threads
         if stage is None or self._consumer is None:
             return listen
@@ -201,6 +214,7 @@ class Recorder:
         lasting = self._assembler.notes(one) if stage < 0 else one.lasting
         one.let_go()
         one.carried, one.lasting = carried, lasting
+        self._budget.settle(one)
 
     # -- what was recorded -----------------------------------------------------
 
@@ -208,7 +222,8 @@ class Recorder:
     def trace(self) -> Trace:
         """The last pass of this thread, frozen.
 
-        Raises CaptureError if there was none, or if a hooked module never ran in it.
+        Raises CaptureError if there was none, if a hooked module never ran in it, or if
+        it lacks a token that ``positions=`` asks for.
         """
         self._settle()
         mine = [p for p in self._passes if p.thread == IDENTITY.number]
@@ -217,6 +232,11 @@ class Recorder:
         trace = self._build(max(mine, key=lambda one: one.run))
         if trace.complete and trace.never_ran:
             raise CaptureError(never_ran(trace))
+        if trace.absent:
+            raise CaptureError(
+                f"run {trace.run}: {absent_positions(trace)}; recorder.traces shows "
+                "what each pass has"
+            )
         return trace
 
     @property
@@ -236,7 +256,10 @@ class Recorder:
         """Drop all passes that are not under way, and their tensors."""
         self._settle()
         with self._lock:
+            gone = [one for one in self._passes if not one.running]
             self._passes = [one for one in self._passes if one.running]
+            for one in gone:
+                self._budget.drop(one)
             self._built.clear()
 
     def _nothing(self) -> str:
