@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
 import recon
+from recon.gpt2.caches import entries
+from recon.recorder.keeping import Budget
+from recon.recorder.passes import Pass
+from recon.trace import held_bytes
 from tests.versions import CACHE
 
 # Every test here is watched by the plugin: hooks or tensors that stay fail it.
@@ -15,6 +19,13 @@ DEPTH = 3
 
 def names(trace):
     return [str(place) for place in trace]
+
+
+class NoStart:
+    """The start of a pass that was handed no tensor."""
+
+    def tensors(self):
+        return iter(())
 
 
 def captured(model, ids, **options):
@@ -169,7 +180,10 @@ def test_positions_keep_only_those_rows(model, ids, positions, rows):
 
 
 def test_positions_need_only_their_share_of_memory(model, ids):
-    assert captured(model, ids, positions=-1).nbytes * 5 < captured(model, ids).nbytes
+    def held(**options):
+        return held_bytes(captured(model, ids, **options).tensors.values())
+
+    assert held(positions=-1) * 5 < held()
 
 
 @pytest.mark.parametrize("positions", [7, -8, [0, 7], torch.tensor([9])], ids=repr)
@@ -334,6 +348,73 @@ def test_a_clone_stays_what_it_was_when_the_original_is_edited(model, ids):
     assert recorder.trace["logits"].any()
 
 
+@pytest.mark.parametrize("options", [{"clone": True}, {"dtype": torch.float64}])
+def test_a_copy_of_embeddings_handed_in_is_one(model, options):
+    embedded = torch.randn(2, 5, 32)
+    with torch.no_grad(), recon.capture(model, **options) as recorder:
+        model(inputs_embeds=embedded)
+    before = embedded.to(options.get("dtype", torch.float32), copy=True)
+    embedded.zero_()
+    assert recorder.trace.origin("wte") == "given"
+    assert recorder.trace["wte"].dtype == before.dtype
+    assert torch.equal(recorder.trace["wte"], before)
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.float32}, {"device": "cpu"}])
+def test_a_converted_copy_is_a_copy_also_where_there_is_nothing_to_convert(
+    model, ids, options
+):
+    whole = captured(model, ids)
+    with torch.no_grad(), recon.capture(model, **options) as recorder:
+        output = model(ids, output_hidden_states=True)
+    for state in (*output.hidden_states, output.logits):
+        state.zero_()
+    for place in ("h.1.resid_pre", "logits"):
+        assert torch.equal(recorder.trace[place], whole[place])
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_clone_verifies_after_mask_cache_and_states_were_edited(
+    make_model, ids, all_exact, inference
+):
+    model = make_model(attention="sdpa", add_cross_attention=True)
+    with torch.inference_mode(inference), torch.no_grad():
+        mask, states = torch.zeros(3, 1, 7, 7), torch.randn(3, 2, 32)
+        cache = DynamicCache(config=model.config)
+        inputs = {"attention_mask": mask, "encoder_hidden_states": states}
+        with recon.capture(model, clone=True) as recorder:
+            model(ids, **inputs, **{CACHE: cache})
+        for key, value in entries(cache):
+            key.zero_()
+            value.zero_()
+        mask.fill_(-torch.inf)
+        states.zero_()
+        all_exact(recon.verify_trace(recorder.trace))
+
+
+def test_a_mask_that_all_blocks_are_handed_is_copied_once(model, ids):
+    trace = captured(model, ids, clone=True)
+    masks = {call.mask.data_ptr() for call in trace.facts.attention.values()}
+    assert len(masks) == 1
+
+
+def test_a_mask_that_is_edited_between_two_blocks_is_copied_twice(model, ids):
+    mask = torch.zeros(3, 1, 7, 7)
+
+    def edit(module, args, output):
+        mask.fill_(-1.0)
+
+    with (
+        torch.no_grad(),
+        model.transformer.h[0].register_forward_hook(edit),
+        recon.capture(model, clone=True) as recorder,
+    ):
+        model(ids, attention_mask=mask)
+    calls = recorder.trace.facts.attention
+    masks = [calls[recon.site(f"h.{i}.attn_out")].mask for i in range(DEPTH)]
+    assert [float(mask[0, 0, 6, 0]) for mask in masks] == [0.0, -1.0, -1.0]
+
+
 def test_clones_share_no_storage(model, ids):
     tensors = captured(model, ids, clone=True).tensors.values()
     storages = [tensor.untyped_storage().data_ptr() for tensor in tensors]
@@ -406,6 +487,81 @@ def test_a_budget_for_the_last_pass_serves_any_number_of_passes(model, ids):
         for _ in range(3):
             model(ids)
     assert recorder.trace.run == 2
+
+
+@pytest.mark.parametrize("depth", [2, 24])
+def test_a_budget_counts_only_what_a_checked_pass_still_keeps(make_model, ids, depth):
+    model = make_model(n_layer=depth)
+
+    def least_budget(low, high):
+        """Return the smallest budget that suffices, in steps of 512 bytes."""
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                with recon.capture(model, check="sketch", budget=512 * middle) as r:
+                    model(ids)
+            except recon.BudgetError:
+                low = middle + 1
+            else:
+                assert r.reports[0].verdict == "reconciled"
+                high = middle
+        return low
+
+    with torch.no_grad():
+        most = bytes_held(make_model(n_layer=2), ids)
+        assert 1 < least_budget(1, most // 512) < most // 512
+
+
+def test_a_reused_address_is_charged_anew():
+    one, budget = Pass(0, 0, NoStart(), None, False), Budget(1000)
+    first = torch.zeros(200)
+    one.take((0, first, None, None))
+    budget.charge("wte", one, first)
+    assert budget.held == 800
+    one.let_go()
+    budget.settle(one)
+    assert (budget.held, one.charged) == (0, {})
+    budget.charge("wpe", one, first)  # as good as another one at its address
+    assert budget.held == 800
+    with pytest.raises(recon.BudgetError, match="wte: keeping 400 more bytes"):
+        budget.charge("wte", one, torch.zeros(100))
+
+
+def test_what_two_passes_keep_is_charged_once_until_both_are_gone():
+    passes = [Pass(run, 0, NoStart(), None, False) for run in range(2)]
+    budget, shared = Budget(1000), torch.zeros(200)
+    for one in passes:
+        budget.charge("wte", one, shared)
+    assert budget.held == 800
+    budget.drop(passes[0])
+    assert budget.held == 800
+    budget.drop(passes[1])
+    assert budget.held == 0
+
+
+def test_a_budget_holds_for_embeddings_that_were_handed_in(model):
+    embedded = torch.randn(2, 20, 32)
+    for sites in ("wte", None):
+        with (
+            torch.no_grad(),
+            pytest.raises(recon.BudgetError, match="wte: keeping 5,120 more bytes"),
+            recon.capture(model, sites=sites, budget=100) as recorder,
+        ):
+            model(inputs_embeds=embedded)
+        assert recorder.nbytes == 0
+        assert recorder.trace.failure.startswith("BudgetError")
+
+
+def test_the_budget_is_that_of_what_is_held_after_each_pass(model, ids):
+    with (
+        torch.no_grad(),
+        recon.capture(model, keep="all", budget=10**9) as recorder,
+    ):
+        for _ in range(3):
+            model(ids)
+            assert recorder._budget.held == recorder.nbytes
+    recorder.clear()
+    assert recorder._budget.held == recorder.nbytes == 0
 
 
 def test_clearing_makes_room_in_the_budget(model, ids):

@@ -11,6 +11,7 @@ import recon
 from recon.checks import Levels, trace_checks
 from recon.ops import split_heads
 from recon.trace import held_bytes
+from tests.versions import CACHE
 
 # Every test here is watched by the plugin: hooks or tensors that stay fail it.
 pytestmark = pytest.mark.recon_no_leaks
@@ -88,16 +89,15 @@ def test_bytes_held_count_a_shared_storage_once(model, ids):
     with torch.no_grad(), recon.capture(model, sites=["h.1.attn.*"]) as recorder:
         model(ids)
     trace = recorder.trace
-    storages = {
-        storage(t): t.untyped_storage().nbytes() for t in trace.tensors.values()
-    }
-    assert trace.nbytes == sum(storages.values())
-    # The recorder also counts what it noted: the mask, and the cache's contents.
-    assert recorder.nbytes >= trace.nbytes
+    captured = held_bytes(trace.tensors.values())
     # qkv counts once though q, k and v are shown; out and attn_out are one tensor.
     batch, tokens, width, heads = 3, 7, 32, 4
     pattern = batch * heads * tokens * tokens
-    assert trace.nbytes == 4 * (batch * tokens * width * (3 + 1 + 1) + pattern)
+    assert captured == 4 * (batch * tokens * width * (3 + 1 + 1) + pattern)
+    # What was noted counts, too: the mask, and the cache's contents.
+    call = trace.facts.attention[recon.site("h.1.attn_out")]
+    noted = held_bytes([call.mask, call.keys, call.values])
+    assert recorder.nbytes == trace.nbytes == captured + noted
 
 
 def test_in_a_graph_captures_are_detached_unless_asked_for(model, ids):
@@ -601,3 +601,49 @@ def test_the_cache_that_a_pass_keeps_alive_counts_as_memory_held():
     calls = [c for trace in recorder.traces for c in trace.facts.attention.values()]
     cached = [t for call in calls for t in (call.keys, call.values)]
     assert recorder.nbytes >= held_bytes([*kept, *cached]) > held_bytes(kept)
+
+
+def test_a_trace_counts_the_cache_that_it_keeps_alive(model, ids):
+    with torch.no_grad():
+        past = model(ids).past_key_values
+        with recon.capture(model) as recorder:
+            model(ids[:, :1], **{CACHE: past})
+    trace = recorder.trace
+    calls = trace.facts.attention.values()
+    cached = held_bytes(t for call in calls for t in (call.keys, call.values))
+    assert cached > 0
+    assert trace.nbytes >= cached + held_bytes(trace.tensors.values())
+
+
+def test_embeddings_that_were_handed_in_count_where_they_are_kept(model):
+    embedded = torch.randn(2, 20, 32)
+    for sites, held in (("wte", embedded.nbytes), ("h.2.ln_2", embedded.nbytes)):
+        with torch.no_grad(), recon.capture(model, sites=sites) as recorder:
+            model(inputs_embeds=embedded)
+        # Not those of another site: ln_2 alone has the same size.
+        assert recorder.nbytes == recorder.trace.nbytes == held
+
+
+@pytest.mark.parametrize("keep", ["last", "all"])
+def test_the_graph_behind_an_encoders_states_is_let_go(make_model, ids, keep):
+    model = make_model(add_cross_attention=True)
+    source, alive = torch.randn(3, 2, 32, requires_grad=True), []
+    with recon.capture(model, sites="h.*.cross.k", keep=keep) as recorder:
+        for _ in range(2):
+            inner = (source * 2).exp()
+            alive.append(weakref.ref(inner.untyped_storage()))
+            model(ids, encoder_hidden_states=inner * 3)
+            del inner
+    assert [one() for one in alive] == [None, None]
+    assert recorder.trace["h.1.cross.k"].shape == (3, 4, 2, 8)
+
+
+def test_the_graph_behind_a_mask_is_let_go(model, ids):
+    source = torch.zeros(3, 1, 7, 7, requires_grad=True)
+    with recon.capture(model) as recorder:
+        inner = source.exp()
+        alive = weakref.ref(inner.untyped_storage())
+        model(ids, attention_mask=inner * 3)
+        del inner
+    assert alive() is None
+    assert recorder.trace.facts.attention[recon.site("h.1.attn_out")].mask is not None

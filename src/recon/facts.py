@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -63,6 +63,14 @@ class Facts:
     unsupported: tuple[str, ...] = ()
     weights_at_run: tuple[tuple[str, Tensor, tuple[int, int] | None], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield what the run itself noted; the weights are the model's own."""
+        for named in (self.given, self.encoder, self.ids):
+            yield from named.values()
+        for call in self.attention.values():
+            noted = (call.mask, call.keys, call.values, *call.rng)
+            yield from (tensor for tensor in noted if tensor is not None)
 
     def edited_weights(self) -> list[str]:
         """Name the parameters that were edited or converted since the run.

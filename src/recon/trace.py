@@ -207,8 +207,12 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory this trace keeps alive; shared storages count once."""
-        return held_bytes(self.tensors.values())
+        """Bytes of memory this trace keeps alive; shared storages count once.
+
+        With what was noted of the run: masks, the contents of caches, token ids. The
+        weights of the model, to which a trace refers, are not counted.
+        """
+        return held_bytes([*self.tensors.values(), *self.facts.tensors()])
 
     def replace(self, name: Site | str, tensor: Tensor) -> Trace:
         """Return a trace that differs at one site; this one stays as it is."""
@@ -279,10 +283,10 @@ def _no_position(wanted: Site, trace: Trace) -> str:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the distinct storages behind ``tensors``."""
-    return sum(
-        {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for t in tensors
-        }.values()
-    )
+    """Return the bytes of the distinct storages behind ``tensors``.
+
+    What has no address, on the meta device for one, takes no memory.
+    """
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    sizes = {one.data_ptr(): one.nbytes() for one in storages}
+    return sum(size for address, size in sizes.items() if address)

@@ -172,7 +172,7 @@ def _block_taps(tap: Callable[..., Tap], layer: int, block: Any) -> Iterator[Tap
             f"{h}.crossattention.c_attn",
             cross.c_attn,
             read("cross.kv", "output"),
-            note=_first_argument,
+            note=_states,
             required=False,
         )
         yield from _attention_taps(
@@ -229,6 +229,14 @@ def _first_argument(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Tensor | None:
     return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _states(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Tensor | None:
+    """Note the encoder's states, without what the encoder made them of."""
+    states = _first_argument(module, args, kwargs, output)
+    return None if states is None else states.detach()
 
 
 def _ids(

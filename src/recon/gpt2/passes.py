@@ -56,6 +56,8 @@ def received(
     hidden = args[0] if args else kwargs["hidden_states"]
     cross = module.is_cross_attention
     mask = kwargs.get("encoder_attention_mask" if cross else "attention_mask")
+    if mask is not None and mask.requires_grad:
+        mask = mask.detach()
     queries = hidden.shape[1]
     cache = caches.among(kwargs)
     if kwargs.get("head_mask") is not None:
@@ -383,7 +385,7 @@ def _maker(
 
 def _encoder_states(parts: Parts, notes: Mapping[str, list[Any]]) -> dict[Site, Tensor]:
     return {
-        place: notes[path][0].detach()
+        place: notes[path][0]
         for path, place, _ in parts.makers()
         if place.part == "cross.kv" and notes.get(path)
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from recon.errors import BudgetError
 from recon.plan import Port
 from recon.recorder.options import Options, resolved
-from recon.recorder.passes import Pass, changed
+from recon.recorder.passes import Pass, changed, nothing
 from recon.sites import Site
 
 
@@ -94,12 +94,22 @@ class Keeper:
     wanted: frozenset[Site] | None
 
     def begin(self, one: Pass) -> None:
-        """Keep what the model's caller handed in."""
-        if not self.options.by_reference or self.wanted is not None:
-            one.start = one.start.kept(
+        """Keep what the model's caller handed in.
+
+        Raises BudgetError if that is too much; the pass then keeps nothing of it.
+        """
+        if self.options.by_reference and self.wanted is None:
+            return
+        start, one.start = one.start, one.start.kept(nothing, lambda tensor: tensor)
+        try:
+            one.start = start.kept(
                 lambda place, tensor: self._given(one, place, tensor),
                 lambda tensor: self._fact("the inputs", one, tensor),
             )
+        except BudgetError:
+            raise
+        except Exception as error:
+            one.fail("the model's inputs", error)
 
     def of(self, seen: Site, port: Port) -> Callable[[Pass, Tensor], Tensor | None]:
         """Return what makes the tensor to keep, if any, of one seen at a site."""

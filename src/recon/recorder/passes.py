@@ -109,6 +109,13 @@ class Pass:
         self.copies[id(tensor)] = _Copy(weakref.ref(tensor), tensor._version, copy)
         return copy
 
+    def empty(self) -> None:
+        """Keep no tensor of what was handed in or noted; what else was noted stays."""
+        self.start = self.start.kept(nothing, _emptied)
+        self.lasting = {
+            path: changed(said, _emptied) for path, said in self.lasting.items()
+        }
+
     def let_go(self) -> None:
         """Drop all tensors, and keep count of what fired."""
         self.carried, self.lasting = {}, {}
@@ -122,6 +129,14 @@ class _Copy(NamedTuple):
     of: weakref.ref[Tensor]
     version: int
     copy: Tensor
+
+
+def nothing(place: Site, tensor: Tensor) -> None:
+    """Keep nothing of what was handed in."""
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(0)
 
 
 def _ignore(call: Call) -> None:

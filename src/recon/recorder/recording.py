@@ -214,6 +214,8 @@ class Recorder:
         lasting = self._assembler.notes(one) if stage < 0 else one.lasting
         one.let_go()
         one.carried, one.lasting = carried, lasting
+        if place is None:
+            one.empty()
         self._budget.settle(one)
 
     # -- what was recorded -----------------------------------------------------
@@ -249,7 +251,10 @@ class Recorder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the captures keep alive; shared storages count once."""
+        """Bytes of memory that the captures keep alive; shared storages count once.
+
+        With what was noted of each pass, without the weights of the model.
+        """
         return held_bytes(t for one in self._passes for t in one.tensors())
 
     def clear(self) -> None:
