@@ -620,3 +620,50 @@ def test_a_cached_step_knows_what_came_before_it(model, ids):
     # The cache was written again in place; what the first pass saw was not.
     assert float(first.keys[:, :, 7:9].abs().max()) == 0
     assert float(second.keys[:, :, 7:9].abs().max()) > 0
+
+
+# -- nothing of recon's is raised in someone's forward pass -----------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"sites": ["wpe", "h.1.attn.pattern"]}, {"check": "ledger"}]
+)
+@pytest.mark.parametrize("part", ["received", "looked", "end"])
+def test_an_error_in_a_hook_of_recon_is_told_by_the_trace(
+    model, ids, options, part, monkeypatch
+):
+    def fail(*_):
+        raise TypeError("cannot be read")
+
+    if part == "end":
+        monkeypatch.setattr("recon.gpt2.weights.Slots.read", fail)
+    else:
+        monkeypatch.setattr(f"recon.gpt2.hooking.{part}", fail)
+    with torch.no_grad():
+        bare = model(ids).logits
+        with recon.capture(model, **options) as recorder:
+            assert torch.equal(model(ids).logits, bare)
+        assert torch.equal(model(ids).logits, bare)
+    monkeypatch.undo()
+    (trace,) = recorder.traces
+    assert not trace.complete
+    assert "recon's own hook at " in trace.failure
+    assert trace.failure.endswith("raised TypeError: cannot be read")
+    with pytest.raises(recon.UsageError, match="recon's own hook at "):
+        recon.verify_trace(trace)
+    if "check" in options:
+        assert recorder.reports[0].verdict != "reconciled"
+
+
+def test_an_error_in_the_check_of_a_stage_is_told_by_the_report(
+    model, ids, monkeypatch
+):
+    def fail(*_):
+        raise TypeError("cannot be checked")
+
+    monkeypatch.setattr("recon.streaming.identity_checks", fail)
+    with torch.no_grad(), recon.capture(model, check="sketch") as recorder:
+        model(ids)
+    (found,) = recorder.reports
+    assert found.verdict != "reconciled"
+    assert "raised TypeError: cannot be checked" in found.checks[0].describe()

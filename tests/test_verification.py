@@ -6,11 +6,14 @@ import dataclasses
 import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import GPT2LMHeadModel, GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 import recon
 from recon.compare import Check
 from recon.errors import ReconciliationError
+from recon.verification import record as record_once
 from tests import versions
 
 only_hooked = pytest.mark.skipif(
@@ -627,3 +630,57 @@ def test_verifying_changes_no_gradient_and_no_global_hook(model, ids):
         for p, old in zip(model.parameters(), before, strict=True)
     )
     assert not torch.nn.modules.module._global_forward_hooks
+
+
+# -- whose error it is ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [recon.verify, record_once])
+def test_an_error_of_recons_own_hook_is_not_called_the_models(
+    model, ids, run, monkeypatch
+):
+    def fail(*_):
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("recon.gpt2.passes.sdp_backends", fail)
+    words = "a hook of recon's raised AttributeError: no such thing"
+    with pytest.raises(recon.CaptureError, match=words):
+        run(model, ids)
+
+
+@pytest.mark.parametrize("run", [recon.verify, record_once])
+def test_an_error_of_the_model_is_called_the_models_also_when_only_capture_ran_it(
+    model, ids, run
+):
+    def fail(module, args):
+        raise AttributeError("no such thing")
+
+    words = "the model itself raised AttributeError: no such thing"
+    with (
+        model.transformer.h[1].register_forward_pre_hook(fail),
+        pytest.raises(recon.UsageError, match=words),
+    ):
+        run(model, ids)
+
+
+# -- dropouts that rest in a model that trains -----------------------------------
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("upcast", [False, True])
+@pytest.mark.parametrize("kind", [nn.Dropout, GPT2Attention])
+def test_modules_that_rest_while_the_others_train_are_told_by_mode(
+    make_model, ids, attention, upcast, kind
+):
+    model = make_model(attention=attention, reorder_and_upcast_attn=upcast).train()
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.training = False
+    recon.verify(model, ids).check()
+
+
+def test_an_attention_without_a_dropout_is_verified_in_train_mode(make_model, ids):
+    model = make_model(reorder_and_upcast_attn=True).train()
+    for block in model.transformer.h:
+        block.attn.attn_dropout = nn.Identity()
+    recon.verify(model, ids).check()

@@ -7,6 +7,7 @@ from the captures, and checks every local identity.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from recon import gpt2
 from recon.census import census, foreign
 from recon.checks import DEFAULT, Level, Levels, trace_checks, undisturbed
-from recon.errors import ReconError, UnsupportedError, UsageError
+from recon.errors import CaptureError, ReconError, UnsupportedError, UsageError
 from recon.gpt2 import Reference
 from recon.ledger import require_whole
 from recon.plan import Plan
@@ -176,10 +177,19 @@ def _run(
     except (ReconError, KeyboardInterrupt):
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"the model itself raised {type(error).__name__}: {words}"
-        ) from error
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if _of_a_hook(error):
+            raise CaptureError(f"a hook of recon's raised {words}") from error
+        raise UsageError(f"the model itself raised {words}") from error
+
+
+def _of_a_hook(error: BaseException) -> bool:
+    """Whether an error comes out of a hook of recon's, which the model called."""
+    frames = traceback.walk_tb(error.__traceback__)
+    homes = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    ours = [home.startswith("recon.") for home in homes]
+    called = ours.index(False) if False in ours else len(ours)
+    return any(ours[called:])
 
 
 def _timed(call: Callable[[], Reference]) -> tuple[Reference, float]:

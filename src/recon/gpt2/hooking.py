@@ -35,18 +35,19 @@ def plan(model: nn.Module) -> Plan:
     names = _positional(parts)
     slots = Slots([module for _, _, module in parts.makers()])
     dropouts = [module for _, module in parts.dropouts()]
-    inside = [module.attn_dropout for _, _, module in parts.attentions()]
+    attentions = [module for _, _, module in parts.attentions()]
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
         given = dict(zip(names, args, strict=False)) | kwargs
         return Start.of(given)
 
     def end() -> End:
+        kernel = parts.model.config._attn_implementation
         return End(
             weights=slots.read(),
             dropout=list(map(_probability, dropouts)),
-            attention=list(map(_probability, inside)),
-            kernel=parts.model.config._attn_implementation,
+            attention=[_inside(module, kernel) for module in attentions],
+            kernel=kernel,
             training=parts.model.training,
         )
 
@@ -96,6 +97,21 @@ def _positional(parts: Parts) -> tuple[str, ...]:
 def _probability(dropout: Any) -> float:
     """Return how likely a dropout drops now; one that was taken out never does."""
     return getattr(dropout, "p", 0.0) if dropout.training else 0.0
+
+
+def _inside(attention: Any, kernel: str) -> float:
+    """Return how likely an attention drops a weight now.
+
+    A fused kernel, and from version 5.23 on the eager one, look at the attention's own
+    mode, not at that of its dropout, unless the product is upcast.
+    """
+    dropout = attention.attn_dropout
+    if not (attention.training or dropout.training):
+        return 0.0
+    calls = attention.reorder_and_upcast_attn or not hasattr(attention, "scaling")
+    if kernel == "eager" and calls:
+        return _probability(dropout)
+    return getattr(dropout, "p", 0.0) if attention.training else 0.0
 
 
 def _present(parts: Parts) -> Callable[[Site, Tensor], Tensor]:
@@ -253,7 +269,7 @@ def _rng_before(attention: Any) -> Callable[..., tuple[Tensor, ...] | None]:
     def note(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> tuple[Tensor, ...] | None:
-        if attention.training and attention.attn_dropout.p > 0:
+        if attention.training and getattr(attention.attn_dropout, "p", 0.0) > 0:
             return rng_state(output.device)
         return None
 

@@ -97,6 +97,8 @@ class Pass:
         """Note that a hook of ours raised: nobody's forward pass is to end by that."""
         words = f"recon's own hook at {path} raised {error_in_words(error)}"
         self.trouble = self.trouble or words
+        if not self.running:
+            self.failure = self.failure or self.trouble
 
     def copy_of(self, tensor: Tensor, copied: Callable[[Tensor], Tensor]) -> Tensor:
         """Copy a tensor, once in a pass: each block is handed the same mask."""

@@ -205,7 +205,10 @@ class Recorder:
         """Hand a finished stage on, and keep only what the next one starts from."""
         if one.consumer is None:
             return
-        one.consumer(self._assembler.trace(one, stage), stage)
+        try:
+            one.consumer(self._assembler.trace(one, stage), stage)
+        except Exception as error:
+            one.fail(f"stage {stage}", error)
         carried: dict[Site, Tensor] = {}
         if place is not None and one.calls:
             # The tap that completes a stage is the last one that fired.
