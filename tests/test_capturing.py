@@ -1,15 +1,11 @@
 """The options of ``recon.capture``: what is kept, how, within which budget."""
 
-import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
 import recon
 from recon.gpt2.caches import entries
-from recon.recorder.keeping import Budget
-from recon.recorder.passes import Pass
-from recon.trace import held_bytes
 from tests.versions import CACHE
 
 # Every test here is watched by the plugin: hooks or tensors that stay fail it.
@@ -19,13 +15,6 @@ DEPTH = 3
 
 def names(trace):
     return [str(place) for place in trace]
-
-
-class NoStart:
-    """The start of a pass that was handed no tensor."""
-
-    def tensors(self):
-        return iter(())
 
 
 def captured(model, ids, **options):
@@ -149,160 +138,6 @@ def test_a_pattern_after_dropout_is_not_passed_off_as_derived(make_model, ids):
     trace = captured(model, ids)
     assert trace.origin("h.1.attn.pattern") is None
     assert trace.origin("h.1.attn.scores") == "derived"
-
-
-# -- positions= ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("positions", "rows"),
-    [
-        (2, [2]),
-        (-1, [6]),
-        ([0, -1], [0, 6]),
-        ((3, 3), [3, 3]),
-        (range(2, 5), [2, 3, 4]),
-        (slice(1, None, 2), [1, 3, 5]),
-        (slice(-2, None), [5, 6]),
-        (torch.tensor([5, 1]), [5, 1]),
-        (torch.tensor(4), [4]),
-        (np.array([0, 6]), [0, 6]),
-    ],
-    ids=repr,
-)
-def test_positions_keep_only_those_rows(model, ids, positions, rows):
-    whole, some = captured(model, ids), captured(model, ids, positions=positions)
-    assert some.positions == tuple(rows)
-    for name in ("wpe", "h.1.resid_pre", "h.1.attn.qkv", "logits"):
-        assert torch.equal(some[name], whole[name][:, rows])
-    for name in ("h.1.attn.q", "h.1.attn.z", "h.1.attn.pattern"):
-        assert torch.equal(some[name], whole[name][:, :, rows])
-
-
-def test_positions_need_only_their_share_of_memory(model, ids):
-    def held(**options):
-        return held_bytes(captured(model, ids, **options).tensors.values())
-
-    assert held(positions=-1) * 5 < held()
-
-
-@pytest.mark.parametrize("positions", [7, -8, [0, 7], torch.tensor([9])], ids=repr)
-def test_a_position_that_the_pass_does_not_have_is_one_clear_error(
-    model, ids, positions
-):
-    with torch.no_grad(), recon.capture(model, positions=positions) as recorder:
-        model(ids)  # a forward pass of the user's: nothing is raised in it
-    words = "asked for, but this pass has 7 tokens"
-    with pytest.raises(recon.CaptureError, match=words):
-        _ = recorder.trace
-    (trace,) = recorder.traces
-    there = tuple(p for p in np.atleast_1d(positions).tolist() if p == 0)
-    assert trace.positions == there
-    assert trace.absent
-    if there:
-        assert trace["ln_f"].shape[1] == 1
-        return
-    assert len(trace) == 0
-    with pytest.raises(recon.CaptureError, match=words):
-        trace["ln_f"]
-
-
-@pytest.mark.parametrize(
-    ("positions", "rows"), [([-1], (6,)), ([6, 0], (6, 0)), (slice(5, None), (5, 6))]
-)
-@pytest.mark.parametrize("keep", [1, 2, torch.tensor([6]), torch.tensor([-1, 2])])
-def test_positions_are_those_of_the_pass_also_where_few_logits_are_made(
-    model, ids, positions, rows, keep
-):
-    embedded = model.transformer.wte(ids).detach()
-    inputs = {"inputs_embeds": embedded, "logits_to_keep": keep}
-    with torch.no_grad(), recon.capture(model, positions=positions) as recorder:
-        output = model(**inputs)
-    trace = recorder.trace
-    assert trace.positions == trace.positions_at("wte") == rows
-    assert torch.equal(trace["wte"], embedded[:, list(rows)])
-    made = torch.arange(7)[-keep:] if isinstance(keep, int) else torch.arange(7)[keep]
-    both = tuple(p for p in rows if p in made)
-    assert trace.positions_at("logits") == both
-    found = [made.tolist().index(p) for p in both]
-    assert torch.equal(trace["logits"], output.logits[:, found])
-
-
-def test_logits_that_were_made_for_no_position_are_not_held(model, ids):
-    with torch.no_grad(), recon.capture(model, positions=[0, 3]) as recorder:
-        model(ids, logits_to_keep=1)
-    trace = recorder.trace
-    assert trace["ln_f"].shape[1] == 2
-    assert "logits" not in trace
-    words = r"positions=\[0, 3\] asked for, but the pass made no logits of them"
-    with pytest.raises(recon.CaptureError, match=words):
-        trace["logits"]
-
-
-@pytest.mark.parametrize(
-    ("positions", "rows"),
-    [
-        ([3], [(3,), (), ()]),
-        ([-1], [(6,), (0,), (0,)]),
-        ([0, 3], [(0, 3), (0,), (0,)]),
-        (slice(2, 4), [(2, 3), (), ()]),
-    ],
-    ids=repr,
-)
-def test_generate_runs_on_where_a_step_lacks_a_position(model, ids, positions, rows):
-    asked = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
-    asked |= {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
-    bare = model.generate(ids, **asked)
-    with recon.capture(model, positions=positions, keep="all") as recorder:
-        assert torch.equal(model.generate(ids, **asked), bare)
-    assert [trace.positions for trace in recorder.traces] == rows
-    for trace, there in zip(recorder.traces, rows, strict=True):
-        held = [trace[place].shape[1] for place in ("ln_f",) if place in trace]
-        assert held == ([len(there)] if there else [])
-
-
-def test_positions_of_a_pass_are_saved_with_it(model, ids, tmp_path):
-    with torch.no_grad(), recon.capture(model, positions=[0, 6, 9]) as recorder:
-        model(ids, logits_to_keep=1)
-    (trace,) = recorder.traces
-    trace.save(tmp_path / "run.safetensors")
-    loaded = recon.load_trace(tmp_path / "run.safetensors", model)
-    for one in (trace, loaded):
-        assert (one.positions, one.absent) == ((0, 6), (9,))
-        assert one.positions_at("logits") == (6,)
-
-
-@pytest.mark.parametrize(
-    "positions",
-    [
-        torch.tensor([True] * 7),
-        [True, False],
-        1.0,
-        torch.tensor([0.5]),
-        "1",
-        [None],
-        [],
-    ],
-    ids=repr,
-)
-def test_positions_that_are_no_integers_are_refused(model, positions):
-    with pytest.raises(recon.UsageError, match="positions="):
-        recon.capture(model, positions=positions)
-
-
-def test_what_some_positions_cannot_give_is_said(model, ids):
-    trace = captured(model, ids, positions=1)
-    with pytest.raises(recon.CaptureError, match="from a subset of the positions"):
-        trace["h.1.attn.scores"]
-
-
-def test_the_keys_of_an_encoder_are_kept_whole(make_model, ids):
-    model = make_model(add_cross_attention=True)
-    encoded = torch.randn(3, 2, 32)
-    with recon.capture(model, positions=5) as recorder:
-        model(ids, encoder_hidden_states=encoded)
-    assert recorder.trace["h.1.cross.k"].shape == (3, 4, 2, 8)
-    assert recorder.trace["h.1.cross.pattern"].shape == (3, 4, 1, 2)
 
 
 # -- dtype=, device=, clone= ---------------------------------------------------
@@ -437,140 +272,7 @@ def test_a_copy_has_no_graph_unless_asked_for(model, ids, positions):
     assert attached.trace["ln_f"].requires_grad
 
 
-# -- budget= -------------------------------------------------------------------
-
-
-def bytes_held(model, ids):
-    """Return what one pass keeps alive: captures, masks and the cache's contents."""
-    with torch.no_grad(), recon.capture(model) as recorder:
-        model(ids)
-    return recorder.nbytes
-
-
-def test_a_budget_that_suffices_is_never_noticed(model, ids):
-    need = bytes_held(model, ids)
-    assert captured(model, ids, budget=need).nbytes <= need
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_capture_stops_before_the_budget_is_exceeded(model, ids, share):
-    budget = int(captured(model, ids).nbytes * share)
-    before = [dict(m._forward_hooks) for m in model.modules()]
-    with (
-        torch.no_grad(),
-        pytest.raises(recon.BudgetError, match="would exceed the budget of") as caught,
-        recon.capture(model, budget=budget) as recorder,
-    ):
-        model(ids)
-    error = caught.value
-    assert recorder.nbytes <= error.held <= error.budget == budget
-    assert error.held + error.wanted > budget
-    assert recon.site(error.place)
-    assert not recorder.trace.complete
-    assert recorder.trace.failure.startswith("BudgetError")
-    assert [dict(m._forward_hooks) for m in model.modules()] == before
-
-
-def test_a_budget_holds_for_all_passes_together(model, ids):
-    need = bytes_held(model, ids)
-    with torch.no_grad(), recon.capture(model, keep="all", budget=2 * need) as recorder:
-        model(ids)
-        model(ids)
-        with pytest.raises(recon.BudgetError):
-            model(ids)
-    assert [trace.complete for trace in recorder.traces] == [True, True, False]
-
-
-def test_a_budget_for_the_last_pass_serves_any_number_of_passes(model, ids):
-    need = bytes_held(model, ids)
-    with torch.no_grad(), recon.capture(model, budget=need) as recorder:
-        for _ in range(3):
-            model(ids)
-    assert recorder.trace.run == 2
-
-
-@pytest.mark.parametrize("depth", [2, 24])
-def test_a_budget_counts_only_what_a_checked_pass_still_keeps(make_model, ids, depth):
-    model = make_model(n_layer=depth)
-
-    def least_budget(low, high):
-        """Return the smallest budget that suffices, in steps of 512 bytes."""
-        while low < high:
-            middle = (low + high) // 2
-            try:
-                with recon.capture(model, check="sketch", budget=512 * middle) as r:
-                    model(ids)
-            except recon.BudgetError:
-                low = middle + 1
-            else:
-                assert r.reports[0].verdict == "reconciled"
-                high = middle
-        return low
-
-    with torch.no_grad():
-        most = bytes_held(make_model(n_layer=2), ids)
-        assert 1 < least_budget(1, most // 512) < most // 512
-
-
-def test_a_reused_address_is_charged_anew():
-    one, budget = Pass(0, 0, NoStart(), None, False), Budget(1000)
-    first = torch.zeros(200)
-    one.take((0, first, None, None))
-    budget.charge("wte", one, first)
-    assert budget.held == 800
-    one.let_go()
-    budget.settle(one)
-    assert (budget.held, one.charged) == (0, {})
-    budget.charge("wpe", one, first)  # as good as another one at its address
-    assert budget.held == 800
-    with pytest.raises(recon.BudgetError, match="wte: keeping 400 more bytes"):
-        budget.charge("wte", one, torch.zeros(100))
-
-
-def test_what_two_passes_keep_is_charged_once_until_both_are_gone():
-    passes = [Pass(run, 0, NoStart(), None, False) for run in range(2)]
-    budget, shared = Budget(1000), torch.zeros(200)
-    for one in passes:
-        budget.charge("wte", one, shared)
-    assert budget.held == 800
-    budget.drop(passes[0])
-    assert budget.held == 800
-    budget.drop(passes[1])
-    assert budget.held == 0
-
-
-def test_a_budget_holds_for_embeddings_that_were_handed_in(model):
-    embedded = torch.randn(2, 20, 32)
-    for sites in ("wte", None):
-        with (
-            torch.no_grad(),
-            pytest.raises(recon.BudgetError, match="wte: keeping 5,120 more bytes"),
-            recon.capture(model, sites=sites, budget=100) as recorder,
-        ):
-            model(inputs_embeds=embedded)
-        assert recorder.nbytes == 0
-        assert recorder.trace.failure.startswith("BudgetError")
-
-
-def test_the_budget_is_that_of_what_is_held_after_each_pass(model, ids):
-    with (
-        torch.no_grad(),
-        recon.capture(model, keep="all", budget=10**9) as recorder,
-    ):
-        for _ in range(3):
-            model(ids)
-            assert recorder._budget.held == recorder.nbytes
-    recorder.clear()
-    assert recorder._budget.held == recorder.nbytes == 0
-
-
-def test_clearing_makes_room_in_the_budget(model, ids):
-    need = bytes_held(model, ids)
-    with torch.no_grad(), recon.capture(model, keep="all", budget=need) as recorder:
-        for _ in range(3):
-            model(ids)
-            recorder.clear()
-    assert recorder.nbytes == 0
+# -- what is refused -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -642,7 +642,7 @@ def test_an_error_of_recons_own_hook_is_not_called_the_models(
     def fail(*_):
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr("recon.gpt2.passes.sdp_backends", fail)
+    monkeypatch.setattr("recon.gpt2.start.sdp_backends", fail)
     words = "a hook of recon's raised AttributeError: no such thing"
     with pytest.raises(recon.CaptureError, match=words):
         run(model, ids)

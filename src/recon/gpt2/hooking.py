@@ -13,11 +13,11 @@ from recon.facts import Facts
 from recon.gpt2.modules import HEADED, Parts
 from recon.gpt2.passes import (
     End,
-    Start,
     facts,
     looked,
     received,
 )
+from recon.gpt2.start import Start
 from recon.gpt2.weights import Slots
 from recon.ops import rng_state, split_heads
 from recon.plan import Passage, Plan, Read, Tap
