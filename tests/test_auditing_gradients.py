@@ -265,3 +265,17 @@ def test_what_was_returned_holds_no_hook_of_ours(model, make_ids):
     call = Caller(capture, model).call(Situation("", {"input_ids": make_ids()}))
     assert call.backward
     assert not returned[0]._backward_hooks
+
+
+def test_what_fails_with_gradients_too_is_no_matter_of_no_grad(model):
+    def capture(model, input_ids):
+        if len(input_ids) == 2 and not model.training:
+            raise ValueError("two prompts are too few")
+        embedded = model.transformer.wte(input_ids).detach().requires_grad_()
+        model(inputs_embeds=embedded).logits.sum().backward()
+        model.zero_grad()
+        return {"grad_of_logits_wrt_embed": embedded.grad}
+
+    (found,) = recon.audit(capture, model, ignore=["RC210"]).findings
+    assert (found.rule.name, found.severity) == ("raises-sometimes", "error")
+    assert found.run == "two prompts"

@@ -72,6 +72,38 @@ def heads_of(x, model):
 # -- right ---------------------------------------------------------------------
 
 
+@right("a gradient, in a function that switches nothing on", notes={"RC404"})
+def gradient_mode_left_to_callers(model, input_ids):
+    embedded = model.transformer.wte(input_ids).detach().requires_grad_()
+    target(model(inputs_embeds=embedded).logits).backward()
+    model.zero_grad()
+    return {"grad_of_logit_wrt_embed_tokens": embedded.grad}
+
+
+@right("retain_grad in hooks that an error leaves behind", notes={"RC404", "RC203"})
+def gradients_retained(model, input_ids):
+    kept, handles = {}, []
+    for i, block in enumerate(model.transformer.h):
+
+        def keep(module, args, output, i=i):
+            output.retain_grad()
+            kept[f"grad_resid_post_{i}"] = output
+
+        handles.append(block.register_forward_hook(keep))
+    target(model(input_ids).logits).backward()
+    for handle in handles:
+        handle.remove()
+    model.zero_grad()
+    return {name: one.grad for name, one in kept.items()}
+
+
+@right("the gradient of a weight, under no_grad too", notes={"RC404", "RC120"})
+def gradient_of_a_weight(model, input_ids):
+    weight = model.transformer.ln_f.weight
+    loss = model(input_ids, labels=input_ids).loss
+    return {"gain_gradient": torch.autograd.grad(loss, weight)[0]}
+
+
 @right("states, their gradients, and both multiplied")
 def states_and_gradients(model, input_ids):
     taps, gradients = tapped(model, input_ids, lambda block: block)

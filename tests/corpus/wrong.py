@@ -2249,11 +2249,11 @@ def buffer_of_the_first_shape():
 
 
 @wrong(row="new", rules={"RC404"})
-def gradient_assumed(model, input_ids):
-    """backward() in a function that may be called under no_grad."""
-    out = model(input_ids, labels=input_ids)
-    torch.autograd.grad(out.loss, model.transformer.ln_f.weight)
-    return {"logits": out.logits.detach()}
+def gradient_mode_assumed(model, input_ids):
+    """Refuses to run under no_grad, and asks for no gradient."""
+    if not torch.is_grad_enabled():
+        raise ValueError("call me with gradients on")
+    return {"logits": model(input_ids).logits.detach()}
 
 
 @wrong(row="new", rules={"RC405"}, maker=True)

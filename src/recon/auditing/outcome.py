@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,9 @@ from recon.facts import Environment
 from recon.verification import record
 
 _EXACT = frozenset({"wrong-site", "wrong-layer"})
+# What torch says where a gradient is asked of a graph that was not kept.
+_GRADIENT = re.compile(r"requires?_grad|require grad|grad_fn")
+_WITH_GRAD = "two prompts"
 
 
 @dataclass
@@ -51,7 +55,19 @@ class Outcome:
     def run(self, situation: Situation) -> None:
         """Call the function once and judge what it returned."""
         assert self.caller is not None
-        self.take(self.caller.call(situation))
+        call = self.caller.call(situation)
+        if self._lacks_gradient(call):
+            # Nothing else than no_grad stops it, if it works with gradients.
+            call = self.caller.call(replace(situation, name=_WITH_GRAD, grad=True))
+            self._found += [] if call.error else [_for_want_of_gradient(situation)]
+        self.take(call)
+
+    def _lacks_gradient(self, call: Call) -> bool:
+        """Whether a call raised where no gradient was kept, for want of one."""
+        main = self._main
+        if main is None or call.situation.grad or not call.error or not call.ended:
+            return False
+        return bool(main.backward) or bool(_GRADIENT.search(call.error))
 
     def take(self, call: Call) -> None:
         """Judge a call that was made."""
@@ -255,6 +271,17 @@ class Outcome:
             1, 1, dtype=torch.long, device=next(self.model.parameters()).device
         )
         return record(self.model, ids).facts.environment
+
+
+def _for_want_of_gradient(situation: Situation) -> Finding:
+    words = f"the code asks for gradients, which there are none of {situation.name}"
+    return finding(
+        "raises-sometimes",
+        words,
+        run=situation.name,
+        severity="note",
+        mend="Go backward inside of torch.enable_grad(), if callers may hold no_grad.",
+    )
 
 
 def _same_prompt(one: Call, other: Call) -> bool:
