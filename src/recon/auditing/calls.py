@@ -48,7 +48,8 @@ class Call:
     reference, so that later edits show; ``clean`` is the model's own run on these
     inputs without the code, ``unmasked`` that without the mask, if there is one, and
     ``counted`` that with positions counted from where the text of each row begins, if
-    there is padding before it and no positions are given.
+    there is padding before it and no positions are given; ``partial`` are copies of
+    passes that did not run to their end.
     ``hooks`` counts the hooks that the code registered, ``cleaned`` those that it took
     off again, and ``managed`` holds the numbers of those that a context manager made;
     ``broken`` says why hidden states would be missing afterwards, ``cut`` up to where
@@ -78,6 +79,7 @@ class Call:
     edits: tuple[tuple[Edit, ...], ...] = ()
     ended: bool = True
     backward: tuple[Mapping[int, Trace], ...] = ()
+    partial: tuple[Trace, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +204,7 @@ class Caller:
             onward.edits,
             run.ended,
             backward,
+            _partial(copies),
         )
 
     def _run(self, situation: Situation) -> _Run:
@@ -303,6 +306,14 @@ def _complete(recorder: Recorder) -> tuple[Trace, ...]:
     """Return the passes that ran to their end; none if blocks were replaced in them."""
     try:
         return tuple(one for one in recorder.traces if one.complete)
+    except AttributeError:
+        return ()
+
+
+def _partial(recorder: Recorder) -> tuple[Trace, ...]:
+    """Return the passes that code stopped on their way."""
+    try:
+        return tuple(one for one in recorder.traces if not one.complete)
     except AttributeError:
         return ()
 

@@ -12,6 +12,7 @@ from recon.auditing.findings import Finding
 from recon.auditing.near import allowance, apart
 from recon.auditing.passes import (
     first_changed,
+    put_from,
     replayed,
     rounded_to,
     rows_changed,
@@ -180,7 +181,15 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
         if not same_inputs(trace, clean):
             yield from _edited(call, trace)
             continue
-        if stale := replayed(trace, clean, before):
+        mask = call.situation.inputs.get("attention_mask")
+        changed = first_changed(trace, clean, mask)
+        if changed is None:
+            yield from _graph_cut(call, number)
+            continue
+        here = (*call.passes, *call.partial)
+        stale = replayed(trace, clean, before)
+        # What another pass of this very call computed is patched in, not replayed.
+        if stale and not put_from(trace, changed, here):
             yield finding(
                 "replays-earlier-run",
                 f"the model's {stale[0]} is that of {stale[1]}",
@@ -188,13 +197,7 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
                 run=call.situation.name,
             )
             return
-        mask = call.situation.inputs.get("attention_mask")
-        changed = first_changed(trace, clean, mask)
-        if changed is None:
-            yield from _graph_cut(call, number)
-            continue
-        alias = call.aliases[number] if number < len(call.aliases) else trace
-        yield _changed(call, trace, clean, alias, changed)
+        yield _changed(call, number, clean, changed)
         return
 
 
@@ -246,15 +249,14 @@ def computed_by(call: Call) -> Iterator[Trace]:
         yield call.clean
 
 
-def _changed(
-    call: Call, trace: Trace, clean: Trace, alias: Trace, place: Site
-) -> Finding:
+def _changed(call: Call, number: int, clean: Trace, place: Site) -> Finding:
+    trace = call.passes[number]
     found, known = trace.tensors[place], clean.tensors[place]
     rows = rows_changed(trace, clean, place)
     total = call.situation.rows
     far = apart(known, found) if found.shape == known.shape else float("inf")
     evidence = {"size": far, "rows": len(rows)}
-    how, meant = _how(trace, clean, alias, place)
+    how, meant = _how(call, number, clean, place)
     if trace.facts.environment.autocast != clean.facts.environment.autocast:
         how, meant = "the code runs the model under another autocast", True
     mask = call.situation.inputs.get("attention_mask")
@@ -292,19 +294,30 @@ def _padded(mask: Tensor) -> list[int]:
     return [row for row, seen in enumerate(mask.bool().all(1).tolist()) if not seen]
 
 
-def _how(trace: Trace, clean: Trace, alias: Trace, place: Site) -> tuple[str, bool]:
+def _how(call: Call, number: int, clean: Trace, place: Site) -> tuple[str, bool]:
     """Say how a site came to be changed, and whether that was likely meant.
 
     An edit that a hook returns is meant; one in place may be an accident, and a
     rounding nearly always is.
     """
-    edited = (s for s, t in alias.tensors.items() if not same_bits(t, trace.tensors[s]))
-    if (first := next(edited, None)) is not None:
+    trace = call.passes[number]
+    if (first := next(_in_place(call, number), None)) is not None:
         return f"edited in place at {first}", False
     narrow = rounded_to(trace.tensors[place], clean.tensors[place])
     if narrow is not None:
         return f"rounded to {str(narrow).removeprefix('torch.')} by the code", False
     return "replaced by the code", True
+
+
+def _in_place(call: Call, number: int) -> Iterator[Site]:
+    """Yield what was edited in place in a pass: after it was recorded, or before."""
+    trace = call.passes[number]
+    alias = call.aliases[number] if number < len(call.aliases) else trace
+    for place, tensor in alias.tensors.items():
+        if not same_bits(tensor, trace.tensors[place]):
+            yield place
+    edits = call.edits[number] if number < len(call.edits) else ()
+    yield from (one.place for one in edits if one.before is None)
 
 
 # -- how are the captures stored? --------------------------------------------------

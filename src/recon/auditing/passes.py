@@ -160,7 +160,11 @@ def _rows_apart(found: Tensor, expected: Tensor) -> list[int]:
 def replayed(
     trace: Trace, clean: Trace, earlier: Iterable[tuple[str, Trace]]
 ) -> tuple[Site, str] | None:
-    """Say at which site a pass returned what an earlier one had, and which one."""
+    """Say at which site a pass returned what an earlier one had, and which one.
+
+    An earlier pass that was edited itself shows no replay: what an edit puts for whole
+    states, zeros for one, makes every prompt's result the same.
+    """
     last = list(trace.tensors)[-1]
     mine = trace.tensors[last]
     if last in clean.tensors and alike(mine, clean.tensors[last]):
@@ -169,9 +173,20 @@ def replayed(
         held = other.tensors.get(last)
         if held is None or same_inputs(other, clean):
             continue
-        if alike(mine, held):
+        if alike(mine, held) and rows_edited(other) is None:
             return last, run
     return None
+
+
+def put_from(trace: Trace, place: Site, others: Iterable[Trace]) -> bool:
+    """Whether what a pass has at a site is a tensor that another computed, unedited."""
+    held = trace.tensors[place]
+    return any(
+        any(alike(held, one) for one in other.tensors.values())
+        and rows_edited(other) is None
+        for other in others
+        if other is not trace
+    )
 
 
 def rounded_to(found: Tensor, known: Tensor) -> torch.dtype | None:
