@@ -39,6 +39,7 @@ class Pass:
     thread: int
     complete: bool
     weights_edited: bool = False
+    noticed: bool = False  # that its thread has ended
 
 
 @dataclass(eq=False)
@@ -53,7 +54,12 @@ class Account:
 
     def add(self, ids: Tensor, thread: int, complete: bool) -> None:
         if self.keep == "last":
-            self.kept = [one for one in self.kept if one.thread != thread]
+            # A thread that is not this one is a new one, and has ended since.
+            gone = [one for one in self.kept if one.noticed and thread != HERE]
+            gone += [one for one in self.kept if one.thread == thread]
+            self.kept = [one for one in self.kept if one not in gone]
+            for one in self.kept:
+                one.noticed = one.thread != HERE
         self.kept.append(Pass(self.begun, ids, thread, complete))
         self.begun += 1
 

@@ -97,7 +97,7 @@ def test_a_budget_counts_only_what_a_checked_pass_still_keeps(make_model, ids, d
 
 
 def test_a_reused_address_is_charged_anew():
-    one, budget = Pass(0, 0, NoStart(), None, False), Budget(1000)
+    one, budget = Pass(0, 0, object, NoStart(), None, False), Budget(1000)
     first = torch.zeros(200)
     one.take((0, first, None, None))
     budget.charge("wte", one, first)
@@ -112,7 +112,7 @@ def test_a_reused_address_is_charged_anew():
 
 
 def test_what_two_passes_keep_is_charged_once_until_both_are_gone():
-    passes = [Pass(run, 0, NoStart(), None, False) for run in range(2)]
+    passes = [Pass(run, 0, object, NoStart(), None, False) for run in range(2)]
     budget, shared = Budget(1000), torch.zeros(200)
     for one in passes:
         budget.charge("wte", one, shared)

@@ -1,8 +1,10 @@
 """The recorder's life: many passes, threads and errors, and a model left as it was."""
 
+import contextlib
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -512,12 +514,74 @@ def test_a_thread_without_a_pass_of_its_own_is_told_of_the_others(model, ids):
     assert found
 
 
-def test_threads_that_run_one_after_the_other_do_not_lose_passes(model, make_ids):
+@pytest.mark.parametrize(("keep", "tokens"), [("last", [5, 6]), ("all", [4, 5, 6])])
+def test_threads_that_run_one_after_the_other_are_told_apart(
+    model, make_ids, keep, tokens
+):
     # The system gives a new thread the number of one that has ended.
-    with recon.capture(model) as recorder:
+    with recon.capture(model, keep=keep) as recorder:
+
+        def work(seed):
+            with pytest.raises(recon.CaptureError, match="no "):
+                _ = recorder.trace
+            model(make_ids(1, 4 + seed))
+            assert recorder.trace["embed"].shape[1] == 4 + seed
+
         for seed in range(3):
-            in_threads(lambda seed: model(make_ids(1, 4 + seed)), [seed])
-    assert [trace["embed"].shape[1] for trace in recorder.traces] == [4, 5, 6]
+            in_threads(work, [seed])
+    assert [trace["embed"].shape[1] for trace in recorder.traces] == tokens
+
+
+def test_a_thread_for_each_request_does_not_add_up(model, ids):
+    kept = []
+    with torch.no_grad(), recon.capture(model, budget=10**9) as recorder:
+        model(ids)
+        one = recorder.nbytes
+        for _ in range(20):
+            in_threads(model, [ids])
+            kept.append(len(recorder.traces))
+        # This thread's, the last one's, and the one before, whose end the last noticed.
+        assert kept == [2] + 19 * [3]
+        assert recorder._budget.held == recorder.nbytes <= 3 * one
+        model(ids)
+        assert len(recorder.traces) == 3
+
+
+def test_the_threads_of_a_pool_that_ended_have_each_their_last_pass(model, make_ids):
+    started = threading.Barrier(4)
+
+    def work(seed):
+        if seed < 4:
+            started.wait()
+        with torch.no_grad():
+            model(make_ids(1, 2 + seed))
+        return 2 + seed
+
+    with recon.capture(model) as recorder:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(12)))
+        tokens = [trace["embed"].shape[1] for trace in recorder.traces]
+        assert len(tokens) == 4
+        assert 13 in tokens  # no thread ran anything after the last of them
+        model(make_ids(1, 1))  # this thread was there before they ended
+        assert len(recorder.traces) == 5
+
+
+def test_a_thread_that_ended_half_way_leaves_no_pass_that_still_runs(model, ids):
+    fail_at(model.transformer.h[1], SystemExit)
+    with recon.capture(model, keep="all") as recorder:
+
+        def work():
+            with contextlib.suppress(SystemExit):
+                model(ids)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        (trace,) = recorder.traces
+        assert trace.failure == "interrupted"
+        recorder.clear()
+        assert recorder.traces == ()
 
 
 def test_an_error_in_one_thread_leaves_the_others_alone(model, ids):

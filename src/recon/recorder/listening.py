@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from recon.errors import BudgetError
 from recon.plan import Port, Tap
 from recon.recorder.keeping import Keeper
-from recon.recorder.passes import Pass, Threads
+from recon.recorder.passes import Pass
+from recon.recorder.threads import Threads
 
 Hook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 

@@ -8,13 +8,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeAlias
+from weakref import WeakSet
 
 from torch import Tensor
 
 from recon.plan import Start
+from recon.recorder.threads import living
 from recon.sites import Site
 from recon.trace import Trace
 
@@ -31,11 +32,12 @@ class Pass:
     to it. ``fired`` are the taps whose calls were let go already. ``positions`` are the
     tokens that were asked for and are there, ``absent`` those that are not, ``fewer``
     those of sites that have not all of them; ``trouble`` is what went wrong in a hook
-    of recon's.
+    of recon's. ``alive`` returns None once the thread of the pass has ended.
     """
 
     run: int
     thread: int
+    alive: Callable[[], object]
     start: Start
     frame: FrameType | None
     detach: bool
@@ -54,6 +56,7 @@ class Pass:
     fewer: dict[Site, tuple[int, ...]] = field(default_factory=dict)
     charged: dict[int, int] = field(default_factory=dict)
     copies: dict[int, _Copy] = field(default_factory=dict)
+    witnesses: WeakSet[threading.Thread] | None = None
 
     def __post_init__(self) -> None:
         # Bound to the list, not to the pass: a cycle would outlive its last use.
@@ -78,6 +81,18 @@ class Pass:
     def has_called(self, place: int) -> bool:
         """Whether a tap fired before in this pass."""
         return place in self.fired or any(place == call[0] for call in self.calls)
+
+    def ended_before_this_thread(self) -> bool:
+        """Whether the thread of the pass had ended when the current one began.
+
+        No thread tells when it began, so of those that are alive when the end is first
+        noticed, each may be older than that.
+        """
+        if self.alive() is not None:
+            return False
+        if self.witnesses is None:
+            self.witnesses = living()
+        return threading.current_thread() not in self.witnesses
 
     @property
     def under_way(self) -> bool:
@@ -148,26 +163,6 @@ def _ignore(call: Call) -> None:
 def _take_detached(append: Callable[[Call], None], call: Call) -> None:
     place, before, output, said = call
     append((place, _detached(before), _detached(output), said))
-
-
-class _Identity(threading.local):
-    """A number for each thread; those of the system are given out again."""
-
-    _numbers = count()
-
-    def __init__(self) -> None:
-        self.number = next(self._numbers)
-
-
-IDENTITY = _Identity()
-
-
-class Threads(threading.local):
-    """The passes under way in the current thread, innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[Pass] = []
-        self.current: Pass | None = None
 
 
 class Consumer(Protocol):

@@ -22,13 +22,8 @@ from recon.recorder.assembling import Assembler, narrow, never_ran
 from recon.recorder.keeping import Budget, Keeper
 from recon.recorder.listening import Hook, keeping_listener, raw_listener
 from recon.recorder.options import Options
-from recon.recorder.passes import (
-    IDENTITY,
-    Consumer,
-    Pass,
-    Threads,
-    error_in_words,
-)
+from recon.recorder.passes import Consumer, Pass, error_in_words
+from recon.recorder.threads import IDENTITY, Threads
 from recon.sites import Site
 from recon.trace import Trace, absent_positions, held_bytes
 
@@ -122,6 +117,7 @@ class Recorder:
         one = Pass(
             run=next(self._runs),
             thread=IDENTITY.number,
+            alive=IDENTITY.alive,
             start=self._plan.begin(args, kwargs),
             frame=sys._getframe(1),
             detach=torch.is_grad_enabled() and not self._options.grad,
@@ -171,13 +167,32 @@ class Recorder:
                 self._stop(one, "interrupted")
         mine.current = mine.stack[-1] if mine.stack else None
 
+    def _settle_ended(self) -> None:
+        """Close the passes that a thread left behind when it ended, by sys.exit say."""
+        for one in self._passes:
+            if one.running and one.alive() is None:
+                self._stop(one, "interrupted")
+
     def _forget(self, thread: int) -> None:
+        """Let go of a thread's passes, and of those of threads that none alive knew.
+
+        Else each request of a server that has a thread for each would leave one.
+        """
         with self._lock:
-            gone = [p for p in self._passes if p.thread == thread]
-            self._passes = [p for p in self._passes if p.thread != thread]
-            for one in gone:
+            gone = {
+                one.run
+                for one in self._passes
+                if one.thread == thread or one.ended_before_this_thread()
+            }
+            self._let_go(gone)
+
+    def _let_go(self, runs: set[int]) -> None:
+        """Drop some passes, and their tensors; called with the lock held."""
+        for one in self._passes:
+            if one.run in runs:
                 self._budget.drop(one)
                 self._built.pop(one.run, None)
+        self._passes = [one for one in self._passes if one.run not in runs]
 
     # -- hooks -----------------------------------------------------------------
 
@@ -246,8 +261,13 @@ class Recorder:
 
     @property
     def traces(self) -> tuple[Trace, ...]:
-        """All kept passes of all threads, in the order in which they began."""
+        """All kept passes of all threads, in the order in which they began.
+
+        ``keep="last"`` keeps the last one of each thread that is alive, and of those
+        that have ended until a pass begins in a thread that is younger than their end.
+        """
         self._settle()
+        self._settle_ended()
         return tuple(
             self._build(one) for one in sorted(self._passes, key=lambda p: p.run)
         )
@@ -263,12 +283,9 @@ class Recorder:
     def clear(self) -> None:
         """Drop all passes that are not under way, and their tensors."""
         self._settle()
+        self._settle_ended()
         with self._lock:
-            gone = [one for one in self._passes if not one.running]
-            self._passes = [one for one in self._passes if one.running]
-            for one in gone:
-                self._budget.drop(one)
-            self._built.clear()
+            self._let_go({one.run for one in self._passes if not one.running})
 
     def _nothing(self) -> str:
         root = type(self._plan.root).__name__
