@@ -1,6 +1,8 @@
 """What one run recorded: frozen, by every name, and honest about what is derived."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -144,3 +146,76 @@ def test_bytes_are_those_of_distinct_storages():
 
 def test_empty_tensors_hold_nothing():
     assert held_bytes([torch.zeros(0), torch.zeros(0, 3)]) == 0
+
+
+# -- as a mapping ----------------------------------------------------------------
+
+
+def test_a_trace_equals_itself_and_no_other(recorded):
+    trace = recorded.trace
+    assert trace == trace
+    assert trace != copy.copy(trace)
+    assert {trace: 1}[trace] == 1
+    assert trace in [trace]
+
+
+@pytest.mark.parametrize("name", ["nope", "h.0.atn.q", "", 3, None, ("wte",)])
+def test_what_is_no_site_is_not_in_a_trace(recorded, name):
+    assert name not in recorded.trace
+    if isinstance(name, str):
+        assert recorded.trace.get(name) is None
+
+
+@pytest.mark.parametrize(
+    "sites", ["h.0.attn.q", "h.1.attn.scores", ["wte", "h.*.attn.pattern"], "h.2.*"]
+)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_what_is_in_a_trace_is_what_it_iterates_over(make_model, ids, sites, attention):
+    model = make_model(attention=attention)
+    with torch.no_grad(), recon.capture(model, sites=sites) as recorder:
+        model(ids)
+    trace = recorder.trace
+    assert list(trace) == [s for s in all_sites(3) if s in trace] == list(trace.keys())
+    assert all(trace[s] is not None for s in trace)
+    for place in all_sites(3):
+        if place not in trace:
+            assert trace.origin(place) is None
+            with pytest.raises(recon.CaptureError, match=r"asked for other|not comp"):
+                trace[place]
+
+
+def test_a_deep_copy_has_tensors_of_its_own_and_the_models_weights(
+    model, ids, all_exact
+):
+    with torch.no_grad(), recon.capture(model) as recorder:
+        model(ids)
+    trace = recorder.trace
+    twin = copy.deepcopy(trace)
+    assert list(twin) == list(trace)
+    mine = {t.untyped_storage().data_ptr() for t in trace.tensors.values()}
+    mine |= {t.untyped_storage().data_ptr() for t in trace.facts.tensors()}
+    for tensor in (*twin.tensors.values(), *twin.facts.tensors()):
+        assert tensor.untyped_storage().data_ptr() not in mine
+    assert twin.nbytes == trace.nbytes
+    for tensor in trace.tensors.values():
+        tensor.zero_()
+    all_exact(recon.verify_trace(twin))
+    assert recon.verify_trace(trace).verdict == "diverged"
+    made = twin.facts.makers[recon.site("h.1.mlp.post")]
+    assert made.module is model.transformer.h[1].mlp.act
+
+
+def test_a_deep_copy_of_a_trace_with_a_graph_stays_in_the_graph(model, ids):
+    with recon.capture(model, grad=True) as recorder:
+        model(ids)
+    twin = copy.deepcopy(recorder.trace)
+    assert torch.equal(twin["ln_f"], recorder.trace["ln_f"])
+    twin["ln_f"].sum().backward()
+    assert model.transformer.wpe.weight.grad is not None
+
+
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+def test_pickling_is_refused_in_one_line_that_names_save(recorded, protocol):
+    with pytest.raises(recon.UsageError, match=r"with trace\.save\(path\)") as caught:
+        pickle.dumps(recorded.trace, protocol)
+    assert "\n" not in str(caught.value)

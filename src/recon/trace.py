@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from recon import saving
 from recon.display import Displayed
-from recon.errors import CaptureError
+from recon.errors import CaptureError, UnknownSiteError, UsageError
 from recon.facts import Facts
-from recon.ops import Attention, Slice
+from recon.ops import Activation, Attention, Slice
 from recon.sites import Site, site
 
 Origin = Literal["captured", "view", "derived", "given"]
@@ -85,16 +86,26 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
         too) for a site that this trace does not hold and cannot derive.
         """
         wanted = site(name)
-        if wanted in self.tensors:
-            return self.tensors[wanted]
-        if (given := self.facts.given.get(wanted)) is not None:
-            return given
-        if self.origin(wanted) in ("view", "derived"):
-            return self._derive(wanted)
-        raise SiteNotHeldError(wanted, self)
+        if self.origin(wanted) is None:
+            raise SiteNotHeldError(wanted, self)
+        return self._at(wanted)
+
+    def _at(self, place: Site) -> Tensor:
+        """Return the tensor at a site that is held, asked for or not."""
+        if place in self.tensors:
+            return self.tensors[place]
+        given = self.facts.given.get(place)
+        return self._derive(place) if given is None else given
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str | Site) and self.origin(site(name)) is not None
+        try:
+            return isinstance(name, str | Site) and self.origin(name) is not None
+        except UnknownSiteError:
+            return False
+
+    # One tensor does not equal another in one word, so that a mapping's own == raises.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -111,12 +122,8 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
             for part, needed in _SOURCES.items()
             if place.part in needed
         }
-        shown = {
-            s
-            for s in {*self.tensors, *self.facts.given, *views}
-            if self.origin(s) is not None
-        }
-        return tuple(sorted(shown if self.wanted is None else shown & self.wanted))
+        known = {*self.tensors, *self.facts.given, *views}
+        return tuple(sorted(s for s in known if self.origin(s) is not None))
 
     def positions_at(self, name: Site | str) -> tuple[int, ...] | None:
         """Return which tokens the rows at a site are of; None without ``positions=``.
@@ -141,9 +148,14 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
         """Say whether a site was captured, is a view of one, or is derived.
 
         ``given`` is a tensor that the caller handed in (``inputs_embeds``); None means
-        that the trace does not hold the site.
+        that the trace does not hold the site, or was not asked for it.
         """
         wanted = site(name)
+        if self.wanted is not None and wanted not in self.wanted:
+            return None
+        return self._origin(wanted)
+
+    def _origin(self, wanted: Site) -> Origin | None:
         if wanted in self.tensors:
             return "captured"
         if wanted in self.facts.given:
@@ -181,8 +193,8 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
         call = self.attention(wanted)
         assert call is not None
         kind = wanted.part.split(".")[0]
-        q = self[wanted.at(f"{kind}.q")]
-        k = self[wanted.at(f"{kind}.k")] if call.keys is None else call.keys
+        q = self._at(wanted.at(f"{kind}.q"))
+        k = self._at(wanted.at(f"{kind}.k")) if call.keys is None else call.keys
         with torch.no_grad(), self.arithmetic():
             return (
                 call.scores(q, k)
@@ -217,6 +229,33 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
     def replace(self, name: Site | str, tensor: Tensor) -> Trace:
         """Return a trace that differs at one site; this one stays as it is."""
         return replace(self, tensors={**self.tensors, site(name): tensor})
+
+    def __copy__(self) -> Trace:
+        """Return a trace of the same tensors."""
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        """Return a trace with copies of its tensors; the weights stay the model's."""
+        for _, weight, _ in self.facts.weights_at_run:
+            memo[id(weight)] = weight
+        for maker in self.facts.makers.values():
+            if isinstance(maker, Activation):
+                memo[id(maker.module)] = maker.module
+        # torch copies no tensor that has a graph.
+        for tensor in (*self.tensors.values(), *self.facts.tensors()):
+            if tensor.requires_grad and not tensor.is_leaf:
+                memo[id(tensor)] = tensor.clone()
+        return replace(
+            self,
+            tensors=deepcopy(dict(self.tensors), memo),
+            facts=deepcopy(self.facts, memo),
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a trace refers to the weights of its model, and is not pickled; write it "
+            "with trace.save(path), and read it with recon.load_trace(path, model)"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write this run to a safetensors file that ``recon.load_trace`` reads.
