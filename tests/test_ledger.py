@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Model
@@ -291,3 +292,24 @@ def test_an_altered_trace_is_refused(model, ids, options):
         recon.UsageError, match="no longer holds what the model computed"
     ):
         recon.reconstruct(recorder.trace)
+
+
+@pytest.mark.parametrize("state", [np.int64(1), np.uint8(1), torch.tensor(1)])
+def test_any_kind_of_whole_number_names_a_state(recorded, state):
+    terms, plain = (
+        recon.decompose(recorded.trace, state),
+        recon.decompose(recorded.trace, 1),
+    )
+    assert terms.keys() == plain.keys()
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("state", [1.0, None, [1]])
+def test_what_is_no_whole_number_names_no_state(recorded, state):
+    with pytest.raises(recon.UsageError, match="expected a number, or a site"):
+        recon.decompose(recorded.trace, state)
+
+
+def test_a_state_that_a_model_does_not_have_is_refused_for_any_kind_of_number(recorded):
+    with pytest.raises(recon.UsageError, match="state 4: this model has states 0 to 3"):
+        recon.decompose(recorded.trace, np.int64(4))

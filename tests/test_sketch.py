@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -279,6 +280,31 @@ def test_verify_projects_once_per_model(model, ids, projections):
     for _ in range(2):
         recon.verify(model, ids, levels=["sketch"]).check()
     assert len(projections) == 3 * len(LINEAR) + 1
+
+
+def test_what_was_checked_before_changes_no_figure(make_model, model, ids):
+    trace, other = run(model, ids), run(make_model(seed=5, n_embd=48), ids)
+    alone, after = Sketcher(), Sketcher()
+    sketched(other, after)
+    assert sketched(trace, alone) == sketched(trace, after)
+    # Of other signs, the figures differ: the comparison could have failed.
+    assert sketched(trace, alone) != sketched(trace, Sketcher(1))
+
+
+def test_two_weights_of_one_shape_are_not_projected_alike(model, ids):
+    sketcher = Sketcher()
+    sketched(run(model, ids), sketcher)
+    seen = [sketcher._seen[block.mlp.c_fc.weight] for block in model.transformer.h]
+    assert not torch.equal(seen[0].rest, seen[1].rest)
+
+
+def test_threads_that_share_a_sketcher_get_what_each_would_get_alone(make_model, ids):
+    traces = [run(make_model(seed=seed), ids) for seed in range(4)]
+    alone = [sketched(trace, Sketcher()) for trace in traces]
+    shared = Sketcher()
+    with ThreadPoolExecutor(4) as pool:
+        several = list(pool.map(lambda trace: sketched(trace, shared), traces * 3))
+    assert several == alone * 3
 
 
 def test_a_weight_edited_in_place_is_projected_anew(model, ids, projections):

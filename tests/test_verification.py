@@ -684,3 +684,34 @@ def test_an_attention_without_a_dropout_is_verified_in_train_mode(make_model, id
     for block in model.transformer.h:
         block.attn.attn_dropout = nn.Identity()
     recon.verify(model, ids).check()
+
+
+# -- without numbers ---------------------------------------------------------------
+
+
+def test_a_trace_of_the_meta_device_is_refused_in_one_line(model, ids, tmp_path):
+    with torch.no_grad(), recon.capture(model, device="meta") as recorder:
+        model(ids)
+    for use in (recon.verify_trace, lambda trace: trace.save(tmp_path / "run")):
+        words = "wte is on the meta device"
+        with pytest.raises(recon.UsageError, match=words) as caught:
+            use(recorder.trace)
+        assert "\n" not in str(caught.value)
+    assert recorder.trace.nbytes == 0
+
+
+@pytest.mark.parametrize("check", [None, "sketch"])
+def test_a_model_of_the_meta_device_is_not_checked(model, ids, check):
+    model, ids = model.to("meta"), ids.to("meta")
+    with torch.no_grad(), recon.capture(model, check=check) as recorder:
+        model(ids)
+    if check:
+        words = [one.describe() for one in recorder.reports[0].checks]
+        assert any(
+            "recon does not check a model on the meta device" in w for w in words
+        )
+        return
+    with pytest.raises(recon.UsageError, match="on the meta device"):
+        recon.verify_trace(recorder.trace)
+    with pytest.raises(recon.UsageError, match="on device 'meta'"):
+        recon.verify(model, ids)

@@ -34,7 +34,7 @@ NO_PROOF = (
     "errors with mean zero, and a correct run may exceed them"
 )
 
-# Projections are made once per model, whoever asks.
+# Projections are made once per model, whoever asks, from any thread.
 _SKETCHER = Sketcher()
 
 

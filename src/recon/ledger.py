@@ -7,7 +7,8 @@ with itself proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeAlias
+from operator import index
+from typing import Literal, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -46,7 +47,10 @@ def reconstruct(
 
 
 def decompose(
-    trace: Trace, state: int | str | Site, *, granularity: Granularity = "update"
+    trace: Trace,
+    state: SupportsIndex | str | Site,
+    *,
+    granularity: Granularity = "update",
 ) -> dict[str, Tensor]:
     """Return the named terms, B T D each, whose sum is a residual state.
 
@@ -134,15 +138,15 @@ def final_norm(trace: Trace) -> LayerNorm:
     return norm
 
 
-def _as_stream_site(trace: Trace, state: int | str | Site) -> Site:
+def _as_stream_site(trace: Trace, state: SupportsIndex | str | Site) -> Site:
     """Return the first site that already contains everything in the state."""
     depth = trace.facts.depth
-    if isinstance(state, int):
-        if not 0 <= state <= depth:
-            raise UsageError(f"state {state}: this model has states 0 to {depth}")
-        return (
-            Site("resid_pre", state) if state < depth else Site("resid_post", depth - 1)
-        )
+    if not isinstance(state, str | Site):
+        number = _as_number(state)
+        if not 0 <= number <= depth:
+            raise UsageError(f"state {number}: this model has states 0 to {depth}")
+        last = number == depth
+        return Site("resid_post", depth - 1) if last else Site("resid_pre", number)
     place = site(state)
     if not (
         place.part.endswith(("resid_pre", "resid_post"))
@@ -158,6 +162,15 @@ def _as_stream_site(trace: Trace, state: int | str | Site) -> Site:
     if place.layer is not None and place.layer >= depth:
         raise UsageError(f"{place}: this model has blocks 0 to {depth - 1}")
     return place
+
+
+def _as_number(state: SupportsIndex) -> int:
+    try:
+        return index(state)
+    except TypeError:
+        raise UsageError(
+            f"state {state!r}: expected a number, or a site such as h.0.resid_mid"
+        ) from None
 
 
 # -- finer than one update -----------------------------------------------------

@@ -16,6 +16,8 @@ maps at once, since there the number of operations is what costs.
 from __future__ import annotations
 
 import math
+import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -82,6 +84,9 @@ class Sides:
 class Sketcher:
     """Reads linear maps; keeps the projections of the weights it has seen.
 
+    What it draws for a map depends on the map and the seed alone, so that results do
+    not depend on what was checked before. Threads may share it.
+
     A projection is made anew when its parameter is another object, lies elsewhere or
     was edited in place. Edits through ``.data`` raise no version: ``forget`` the
     projection of a map that fails, and read it again.
@@ -90,6 +95,7 @@ class Sketcher:
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._seen = WeakTensorKeyDictionary()
+        self._lock = threading.RLock()
 
     def check(
         self, op: Map, x: Tensor, found: Tensor, arithmetic: Arithmetic, blank: Check
@@ -119,17 +125,30 @@ class Sketcher:
 
     def forget(self, op: Map) -> None:
         """Drop what is kept of one map, to be projected anew."""
-        self._seen.pop(op.weight, None)
+        with self._lock:
+            self._seen.pop(op.weight, None)
 
     def _projected(
         self, op: Map, arithmetic: Arithmetic, sums: torch.dtype
     ) -> Projected:
         key = (_state(op.weight), _state(op.bias), id(op.bias), arithmetic, sums)
-        made: Projected | None = self._seen.get(op.weight)
-        if made is None or made.key != key:
-            made = project(op, key, arithmetic, sums, self._seed + len(self._seen))
-            self._seen[op.weight] = made
-        return made
+        # One at a time: several threads may check passes of one model.
+        with self._lock:
+            made: Projected | None = self._seen.get(op.weight)
+            if made is None or made.key != key:
+                made = project(op, key, arithmetic, sums, _seed(op, self._seed))
+                self._seen[op.weight] = made
+            return made
+
+
+def _seed(op: Map, salt: int) -> int:
+    """Return what the random weights of a map are drawn from: the map, not history.
+
+    A few numbers tell the maps of a model apart; no more are read, to stay cheap.
+    """
+    some = op.weight.detach()[:1].flatten()[:64].to("cpu", torch.float32)
+    shape = zlib.crc32(str(tuple(op.weight.shape)).encode(), salt)
+    return zlib.crc32(some.numpy().tobytes(), shape)
 
 
 def _state(tensor: Tensor | None) -> tuple[int, int]:

@@ -260,8 +260,10 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
     def save(self, path: str | Path) -> None:
         """Write this run to a safetensors file that ``recon.load_trace`` reads.
 
-        Written under a temporary name and renamed. Raises UsageError if it cannot be.
+        Written under a temporary name and renamed. Raises UsageError if it cannot be,
+        or if the trace holds no numbers.
         """
+        require_numbers(self)
         wanted = self.wanted
         about = {
             "run": self.run,
@@ -303,6 +305,16 @@ class SiteNotHeldError(CaptureError, KeyError):
 
     def __str__(self) -> str:
         return self.text
+
+
+def require_numbers(trace: Trace) -> None:
+    """Raise UsageError for a trace of the meta device, which computes nothing."""
+    for place, tensor in trace.tensors.items():
+        if tensor.is_meta:
+            raise UsageError(
+                f"{place} is on the meta device, and holds no numbers; capture a model "
+                'on another, without device="meta"'
+            )
 
 
 def absent_positions(trace: Trace) -> str:

@@ -173,6 +173,8 @@ def facts(
     problems = list(strangers(parts))
     if end.kernel not in SUPPORTED_ATTENTION:
         problems.append(f"attention implementation {end.kernel!r}")
+    if parts.body.wpe.weight.is_meta:
+        problems.append("a model on the meta device, which computes no numbers")
     if isinstance(start.logits_to_keep, Tensor) and start.logits_to_keep.ndim != 1:
         problems.append("a logits_to_keep that is not one-dimensional")
     makers, counted, unmade = _makers(parts, start, end, notes, stage)
