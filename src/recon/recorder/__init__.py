@@ -1,9 +1,10 @@
 """Capture: the only package that registers hooks. It knows no model.
 
 A recorder puts one forward hook on each module of a ``Plan`` and keeps what the hook
-sees, by reference. ``recording`` is its life, ``listening`` what a hook does,
-``passes`` what is kept of a pass, ``assembling`` how that becomes a trace; ``onward``
-notes what goes on after the hooks of others, ``gradients`` what comes back.
+sees, by reference or as its options say. ``recording`` is its life, ``listening`` what
+a hook does, ``keeping`` what is kept of a tensor, within a budget, ``passes`` what is
+kept of a pass, and ``threads`` whose it is, ``assembling`` how that becomes a trace;
+``onward`` notes what goes on after the hooks of others, ``gradients`` what comes back.
 """
 
 from recon.recorder.assembling import never_ran

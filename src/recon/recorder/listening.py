@@ -1,7 +1,8 @@
 """What the hook of a tap does: it keeps what it sees, or what a keeper makes of it.
 
-It runs inside of someone's forward pass, so it raises nothing but BudgetError: what
-goes wrong in it is a trouble of the pass, whose trace then is incomplete.
+The note of a tap may copy what later steps write in place. A hook runs inside of
+someone's forward pass, so it raises nothing but BudgetError: what goes wrong in it is a
+trouble of the pass, whose trace then is incomplete.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """The recorder: hooks on, passes kept, hooks off.
 
-Nothing is computed while the model runs; a ``Trace`` is put together when asked for.
+A ``Trace`` is put together when asked for. While the model runs, a recorder without
+options computes nothing of what it captures: it copies token and position ids and the
+contents of static caches, which later steps write in place, and reads versions and
+addresses of the weights. Options add copies of what is kept, and ``check=`` its checks.
 """
 
 from __future__ import annotations
