@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from recon.errors import UsageError
 from recon.facts import Environment, Facts
+from recon.files import replacing
 from recon.ops import Attention, Unembed
 from recon.sites import Site, site
 
@@ -176,37 +176,13 @@ def write_atomically(
 ) -> None:
     """Write a safetensors file whole or not at all; what is there is replaced.
 
-    It is on the disk, not only in a cache, before it gets its name. Raises UsageError
-    where it cannot be written.
+    Raises UsageError where it cannot be written.
     """
-    temporary = temporary_name(path)
     try:
-        # safetensors makes files that only their owner may read; ours follow the umask.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(mode)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        with replacing(path) as draft:
+            save_file(tensors, draft, metadata)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """Return the name under which this process writes a file before it is whole."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # -- reading -------------------------------------------------------------------

@@ -94,6 +94,9 @@ def _words(error: Exception) -> str:
         return f"{words}; see recon --help"
     if isinstance(error, ReconError):
         return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        # A name that is too long, a folder that may not be looked into, ...
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return (
         f"unexpected {type(error).__name__}: {error}; this is a bug in recon: please "
         f"report it with what --traceback, or {TRACEBACK}=1, shows"

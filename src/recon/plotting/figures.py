@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recon.errors import UsageError
+from recon.files import replacing
 from recon.plotting.data import (
     Array,
     Correlations,
@@ -216,16 +217,14 @@ def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".png", ".svg"):
         raise UsageError(f"{path}: expected a name that ends with .png or .svg")
-    draft = path.with_name(f".{path.name}.part{path.suffix}")
+    kind = path.suffix.lower().removeprefix(".")
+    # Without the date a figure drawn again is the same file.
+    metadata = {"Date": None} if kind == "svg" else None
     try:
-        # Without the date a figure drawn again is the same file.
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        figure.savefig(draft, metadata=metadata)
-        draft.replace(path)
+        with replacing(path) as draft:
+            figure.savefig(draft, format=kind, metadata=metadata)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def token_labels(tokens: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from recon.errors import UsageError
-from recon.saving import sync, temporary_name
+from recon.files import replacing, sync
 
 FORMAT = "recon-captures"
 VERSION = 1
@@ -200,15 +200,8 @@ def _add(parts: list[Part], line: Run | Source | Shard | End) -> bool:
 
 def create(folder: Path, lines: Iterable[Run | Source | Shard | End]) -> None:
     """Put an index in place, whole or not at all; one that is there is replaced."""
-    path = folder / NAME
-    temporary = temporary_name(path)
-    try:
-        temporary.touch()
-        _write(temporary, _text(lines), os.O_WRONLY | os.O_TRUNC)
-        temporary.replace(path)
-        sync(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(folder / NAME) as draft:
+        _write(draft, _text(lines), os.O_WRONLY)
 
 
 def append(folder: Path, lines: Iterable[Run | Source | Shard | End]) -> None:

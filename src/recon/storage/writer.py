@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 from filelock import FileLock, Timeout
 
 from recon.errors import UsageError
+from recon.files import UNFINISHED
 from recon.storage import index, shards
 from recon.storage.index import End, Index, Run, Shard, Source
 from recon.storage.shards import Captured
@@ -27,7 +28,6 @@ MODES: tuple[Mode, ...] = ("resume", "accumulate", "overwrite")
 SHARD_BYTES = 64 * 2**20
 _LOCK = ".lock"
 _SHARD = re.compile(r"captures-(\d{5,})\.safetensors")
-_TEMPORARY = re.compile(r"\.(captures-\d+\.safetensors|index\.jsonl)\.\d+\.part(\..*)?")
 
 
 class Writer:
@@ -202,7 +202,7 @@ class Writer:
         """Remove shards that the index does not name, and halves of files."""
         for path in self.folder.iterdir():
             unnamed = _SHARD.fullmatch(path.name) and path.name not in named
-            if unnamed or _TEMPORARY.fullmatch(path.name):
+            if unnamed or UNFINISHED.fullmatch(path.name):
                 path.unlink()
 
     def _numbers(self) -> Iterable[int]:
@@ -228,7 +228,7 @@ def _number(file: str) -> int:
 
 def _is_rest(name: str) -> bool:
     """Whether a kill before the index was there may have left such a file."""
-    return name == _LOCK or _TEMPORARY.fullmatch(name) is not None
+    return name == _LOCK or UNFINISHED.fullmatch(name) is not None
 
 
 def _require_same(found: Run, wanted: Run, folder: Path) -> None:
