@@ -18,6 +18,7 @@ import recon
 from recon import Site
 from recon.auditing.passes import first_changed, rows_changed
 from recon.auditing.registering import registrations
+from recon.auditing.situations import situations
 from recon.errors import UsageError
 from recon.verification import record as run
 from tests.versions import CACHE
@@ -34,6 +35,18 @@ def captured(model, ids):
 
 def judged(captures, model, ids):
     return recon.audit_captures(captures, model, inputs={"input_ids": ids})
+
+
+# -- which situations ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 12])
+def test_every_situation_has_tokens_and_fits_the_context(make_model, context):
+    # 2026-11: a thorough audit made up prompts of -1 and of 0 tokens.
+    model = make_model(n_positions=context)
+    takes = frozenset({"attention_mask", "position_ids"})
+    for one in situations(model, None, takes, "thorough"):
+        assert 1 <= one.inputs["input_ids"].shape[1] <= context
 
 
 # -- captures from elsewhere -----------------------------------------------------------

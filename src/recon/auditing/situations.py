@@ -88,7 +88,7 @@ def situations(
     if effort == "thorough":
         yield Situation("one token", plain(2, 1, 7))
         yield Situation("a long prompt", plain(1, min(longest, 96), 8))
-        yield Situation("a batch of 7", plain(7, tokens - 3, 9))
+        yield Situation("a batch of 7", plain(7, max(1, tokens - 3), 9))
         yield Situation("one prompt again", plain(1, others, 4), seed=1)
         yield Situation("without a cache", plain(2, tokens, 10), cache=False)
 
