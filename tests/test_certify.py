@@ -93,6 +93,23 @@ def test_a_run_in_train_mode_certifies(make_model, ids, kernel, dtype):
     assert_inside(certified(run(model, ids, grad=True)))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_dropout_that_leaves_nothing_certifies(make_model, ids, kernel):
+    # 2026-11: 0 of the fused kernel's weights over 0 had no bound.
+    rates = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 1.0)
+    model = make_model(attention=kernel, **rates).train()
+    assert_inside(certified(run(model, ids)))
+
+
+def test_a_weight_that_is_no_number_is_not_called_an_overflow(make_model, ids):
+    model = make_model()
+    trace = run(model, ids)
+    model.transformer.h[1].ln_2.bias.data[3] = float("nan")
+    (failing,) = [c for c in certified(trace) if not c.passed]
+    assert (failing.site, failing.verdict) == ("h.1.ln_2", "unverified")
+    assert failing.reason.endswith("21 elements: the bias that makes them holds NaN")
+
+
 def test_dropout_in_a_fused_kernel_is_unverified_without_its_random_state(
     make_model, ids
 ):

@@ -294,7 +294,8 @@ def _fused(
     for place, soft in _soft(call, q, k, arithmetic):
         batch, heads, _ = place
         if alive is not None:
-            gain = alive[place].double() / (1.0 - call.dropout)
+            scale = 1.0 / (1.0 - call.dropout) if call.dropout < 1 else 0.0
+            gain = alive[place].double() * scale
             soft = Softmax(
                 soft.weights * gain,
                 (soft.error + 4 * arithmetic.u * soft.weights) * gain,

@@ -163,7 +163,8 @@ def _verdict(tally: _Tally, found: Tensor, identity: Identity, blank: Check) -> 
         verdict = "diverged"
     elif tally.unbounded:
         verdict = "unverified"
-        reason = f"no finite bound for {tally.unbounded} elements: they may overflow"
+        why = _no_number(identity) or "they may overflow"
+        reason = f"no finite bound for {tally.unbounded} elements: {why}"
     return replace(
         blank,
         verdict=verdict,
@@ -174,6 +175,19 @@ def _verdict(tally: _Tally, found: Tensor, identity: Identity, blank: Check) -> 
         allowed=allowed,
         bound_ratio=tally.ratio if math.isfinite(tally.ratio) else math.inf,
         sharpness=tally.sharpness,
+    )
+
+
+def _no_number(identity: Identity) -> str:
+    """Say which weight of an operation holds NaN, if one does."""
+    held = ((name, getattr(identity.op, name, None)) for name in ("weight", "bias"))
+    return next(
+        (
+            f"the {name} that makes them holds NaN"
+            for name, tensor in held
+            if isinstance(tensor, Tensor) and bool(tensor.isnan().any())
+        ),
+        "",
     )
 
 
