@@ -238,6 +238,7 @@ def test_nothing_is_added_to_a_run_that_is_not_finished(tmp_path):
     ("change", "words"),
     [
         ({"weights": "1" * 64}, "with weights 0000"),
+        ({"weights": "1" * 64, "run_dtype": "float16"}, "run_dtype float32, this run"),
         ({"torch": "3"}, "torch 2, this run has 3"),
         ({"sites": {"ln_f": "captured"}}, "sites h.0.ln_1, ln_f, this run has ln_f"),
         ({"dtype": "float16"}, "dtype None, this run has float16"),

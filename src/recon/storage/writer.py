@@ -233,7 +233,8 @@ def _is_rest(name: str) -> bool:
 
 def _require_same(found: Run, wanted: Run, folder: Path) -> None:
     """Raise UsageError where captures of two kinds would stand in one directory."""
-    for name in Run.model_fields:
+    # Another dtype or another model has other weights, too, and says more.
+    for name in sorted(Run.model_fields, key=lambda name: name == "weights"):
         here, there = getattr(wanted, name), getattr(found, name)
         if here != there:
             raise UsageError(
