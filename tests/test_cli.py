@@ -331,6 +331,11 @@ def test_a_config_that_makes_no_model_is_one_line(run, directory, tmp_path, case
         assert "bug in recon" not in err
 
 
+def _link(path, target):
+    path.symlink_to(target)
+    return path
+
+
 BAD = {
     "no name": (lambda t, d: [""], "model '' is no name"),
     "a name too long": (lambda t, d: ["x" * 5000], "File name too long"),
@@ -377,6 +382,7 @@ BAD = {
         "12 weights are missing, transformer.h.2.attn.c_attn.bias for one",
     ),
     "empty prompt": (lambda t, d: [d, "--text", ""], "the prompt '' is empty"),
+    "no text": (lambda t, d: [d, "--text", "\udcff"], "'\\udcff' is no text"),
     "no tokenizer": (
         lambda t, d: [_bare(t, d), "--text", "the cat"],
         "has no tokenizer; give token ids",
@@ -423,6 +429,16 @@ BAD = {
     "no such json directory": (
         lambda t, d: [d, "--json", t / "no" / "r.json"],
         "there is no directory",
+    ),
+    "a json name too long": (lambda t, d: [d, "--json", "x" * 300], "too long"),
+    "a file name too long": (lambda t, d: [d, "--input-ids", "x" * 300], "too long"),
+    "one file by two names": (
+        lambda t, d: [d, "--json", t / "r", "--html", f"{t}/./r"],
+        "--json and --html both write to",
+    ),
+    "one file by a link": (
+        lambda t, d: [d, "--json", _link(t / "link", t / "r"), "--html", t / "r"],
+        "--json and --html both write to",
     ),
     "json is a directory": (lambda t, d: [d, "--json", t], "is a directory"),
 }
@@ -615,6 +631,51 @@ def test_a_link_to_a_json_file_stays_a_link(tmp_path):
     streams.write("words", str(link))
     assert link.is_symlink()
     assert target.read_text() == "words"
+
+
+# -- a stdout that takes nothing ---------------------------------------------
+
+
+def shell(words, **more):
+    """Run recon in a shell, which ``words`` may redirect."""
+    line = f'exec "{sys.executable}" -m recon {words}'
+    return subprocess.run(
+        ["sh", "-c", line], check=False, capture_output=True, text=True, **more
+    )
+
+
+@pytest.mark.parametrize("command", ["explain RC101", "--version", "--help"])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_full_stdout_is_one_line_and_exit_code_2(command, buffered):
+    # 2026-11: it was called a bug in recon.
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    done = shell(f"{command} > /dev/full", env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("recon: ")
+    assert done.stderr.endswith(": No space left on device\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_closed_stdout_is_one_line_and_exit_code_2():
+    done = shell("explain RC101 >&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("recon: stdout is closed; ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_closed_stderr_sends_no_error_to_stdout():
+    done = shell("explain RC999 2>&-")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_ids_come_from_a_pipe(run):
+    reader, writer = os.pipe()
+    os.write(writer, b"1 2 3")
+    os.close(writer)
+    code, out, _ = run("verify", TINY, "--input-ids", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert code == 0
+    assert "RECONCILED" in out
 
 
 # -- how it starts and what it looks like --------------------------------------

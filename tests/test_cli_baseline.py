@@ -150,6 +150,14 @@ def test_each_part_of_the_recorded_model_can_be_asked_for_otherwise(
     assert (err == "") == (code != 2)
 
 
+def test_a_report_may_not_take_the_baselines_place(run, recorded):
+    before = recorded.read_bytes()
+    code, out, err = run("check", recorded, "--json", recorded)
+    assert (code, out) == (2, "")
+    assert "FILE and --json both write to" in err
+    assert recorded.read_bytes() == before
+
+
 def test_findings_exit_with_1_and_name_the_place(run, recorded, edited):
     edited(flip)
     code, out, _ = run("check", recorded)

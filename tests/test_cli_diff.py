@@ -1,6 +1,7 @@
 """What people and scripts get to see of ``recon diff``."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +161,16 @@ def test_a_text_and_ids_of_a_file_are_run(run, tmp_path):
     assert document_["verdict"] == "rounding"
 
 
+def test_both_runs_are_on_the_ids_of_a_pipe(run):
+    reader, writer = os.pipe()
+    os.write(writer, b"[[1, 2, 3]]")
+    os.close(writer)
+    code, out, _ = run(EAGER, SDPA, "--input-ids", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert code == 0
+    assert "rounding" in out
+
+
 def test_train_mode_is_a_setting(run):
     arguments = f"{TINY}@mode=train,attn=eager", f"{TINY}@attn=eager,mode=train"
     assert run(*arguments)[0] == 0
@@ -230,6 +241,9 @@ def test_a_saved_run_and_another_model_end_with_2(run, tmp_path):
         (f"{TINY}@attn=flash", "flash"),
         (f"{TINY}@seed=one", "seed 'one' is no number"),
         (f"{TINY}@seed=-1", "seed '-1' is no number"),
+        (f"{TINY}@seed=\u00b2", "seed '\u00b2' is no number from 0 to 4294967295"),
+        (f"{TINY}@seed=4294967296", "seed '4294967296' is no number from 0"),
+        (f"{TINY}@seed={'9' * 5000}", "is no number from 0"),
         (f"{TINY}@mode=test", "mode is train or eval"),
         (f"{TINY}@device=abacus", "abacus"),
         ("random:huge", "random:huge is unknown"),

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def test_ids_come_back_from_every_format(tmp_path, name, write, ids):
 def test_ids_come_back_from_text(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert read_ids(tmp_path / name).tolist() == [[5, 0, 41]]
+
+
+@pytest.mark.parametrize(
+    "text", ["5 0 41", "[[5, 0, 41]]", '{"input_ids": [5, 0, 41]}']
+)
+def test_ids_come_from_a_pipe(text):
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    try:
+        assert torch.equal(read_ids(Path(f"/dev/fd/{reader}")), IDS[:1])
+    finally:
+        os.close(reader)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.int32, np.uint64])

@@ -29,7 +29,8 @@ def read_inputs(path: Path) -> dict[str, Tensor]:
     one, is the ids. Raises UsageError for a file that cannot be read, holds something
     else, or no integers of that shape.
     """
-    if not path.is_file():
+    # A pipe is read as a file is.
+    if path.is_dir() or not path.exists():
         raise UsageError(f"{path}: no such file")
     try:
         found = _parse(path)
@@ -78,9 +79,10 @@ def _parse(path: Path) -> Any:
         return load_file(path)
     if suffix in (".pt", ".pth", ".bin"):
         return torch.load(path, map_location="cpu", weights_only=True)
-    return torch.tensor(
-        [int(word) for word in _read_text(path).replace(",", " ").split()]
-    )
+    text = _read_text(path)
+    if text.lstrip().startswith(("[", "{")):
+        return _from_json(json.loads(text))
+    return torch.tensor([int(word) for word in text.replace(",", " ").split()])
 
 
 def _from_json(found: Any) -> Any:

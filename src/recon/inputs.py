@@ -92,18 +92,30 @@ def _prompts(loaded: Loaded, path: Path, field: str) -> Iterator[Batch]:
 
 
 def encoded(loaded: Loaded, words: Words, where: str) -> list[int]:
-    """Return a prompt's token ids; raises UsageError for one that has none."""
+    """Return a prompt's token ids; raises UsageError for one that has none.
+
+    Also for what is no text: bytes of a command line that are no UTF-8.
+    """
     if not isinstance(words, str):
         ids = list(words)
     elif loaded.tokenizer is None:
         raise UsageError(
             f"{loaded.name} has no tokenizer; give token ids with --input-ids"
         )
+    elif not _is_text(words):
+        raise UsageError(
+            f"{where}: {words!r} is no text: it cannot be written as UTF-8"
+        )
     else:
         ids = loaded.tokenizer(words)["input_ids"]
     if not ids:
         raise UsageError(f"{where}: the prompt {words!r} is empty: no token to run")
     return ids
+
+
+def _is_text(words: str) -> bool:
+    """Whether a string holds no surrogate, which by itself stands for nothing."""
+    return not any("\ud800" <= mark <= "\udfff" for mark in words)
 
 
 def _padded(rows: list[list[int]], source: str) -> Batch:

@@ -63,7 +63,8 @@ def prompts_of(path: str | Path, field: str = FIELD) -> Prompts:
     if path.is_dir():
         return _dataset(path, field)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; expected a file of prompts")
+        found = "is a pipe or a device" if path.exists() else "no such file"
+        raise UsageError(f"{path}: {found}; expected a file of prompts")
     if path.suffix.lower() == ".parquet":
         return _parquet(path, field)
     parse = _json_line(field) if path.suffix.lower() in (".jsonl", ".ndjson") else _text

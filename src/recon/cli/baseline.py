@@ -217,7 +217,7 @@ def check(
     Exit codes: 0 equal, rounding or accepted, 1 findings, 2 bad usage or input.
     """
     outputs = {"--json": json, "--html": html, "--junit": junit, "--sarif": sarif}
-    streams.require_distinct(outputs)
+    streams.require_distinct({"FILE": str(file), **outputs})
     silence_libraries()
     from recon.baseline import files
     from recon.baseline.checking import Allowances, check_baseline

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -16,10 +17,13 @@ from recon.cli.starting import silence_libraries
 from recon.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from recon.differences import Difference
     from recon.models import Loaded
     from recon.trace import Trace
 
+Inputs: TypeAlias = "Mapping[str, Tensor]"
 _SETTINGS = "attn, dtype, device, seed and mode=train"
 
 
@@ -84,7 +88,8 @@ def command(
     silence_libraries()
     from recon.differences import diff
 
-    traces = [_trace(spec, model, text, input_ids) for spec in specs]
+    given = _given(text, input_ids)
+    traces = [_trace(spec, model, text, given) for spec in specs]
     with streams.waiting("certifying both runs"):
         found = diff(traces[0], traces[1], names=(first, second), bound=bound.value)
     _show(found, outputs)
@@ -109,8 +114,17 @@ def _show(found: Difference, outputs: Mapping[str, str | None]) -> None:
         streams.write(text, place, "--html")
 
 
+def _given(text: str | None, input_ids: Path | None) -> Inputs | None:
+    """Read the inputs of both runs at once: a pipe can be read once."""
+    from recon.input_files import read_inputs
+
+    if text is not None and input_ids is not None:
+        raise UsageError("give one of --text and --input-ids")
+    return None if input_ids is None else read_inputs(input_ids)
+
+
 def _trace(
-    spec: Spec, model: str | None, text: str | None, input_ids: Path | None
+    spec: Spec, model: str | None, text: str | None, given: Inputs | None
 ) -> Trace:
     if spec.saved is not None:
         from recon.loading import load_trace
@@ -118,7 +132,7 @@ def _trace(
         loaded = None if model is None else _load(Spec.parse(model))
         return load_trace(spec.saved, None if loaded is None else loaded.model)
     loaded = _load(spec)
-    return _run(loaded, spec, text, input_ids)
+    return _run(loaded, spec, text, given)
 
 
 def _load(spec: Spec) -> Loaded:
@@ -145,17 +159,20 @@ def _load(spec: Spec) -> Loaded:
 
 def _seed(spec: Spec) -> int:
     words = spec.settings.get("seed", "0")
-    if not words.isdigit():
-        raise UsageError(f"{spec.asked}: seed {words!r} is no number")
+    if not re.fullmatch("[0-9]{1,10}", words) or int(words) >= 2**32:
+        raise UsageError(
+            f"{spec.asked}: seed {words!r} is no number from 0 to {2**32 - 1}"
+        )
     return int(words)
 
 
-def _run(loaded: Loaded, spec: Spec, text: str | None, input_ids: Path | None) -> Trace:
+def _run(loaded: Loaded, spec: Spec, text: str | None, given: Inputs | None) -> Trace:
     import torch
 
     from recon.inputs import batches
     from recon.verification import record
 
-    batch = next(batches(loaded, text=text, ids_file=input_ids))
+    inputs = given or next(batches(loaded, text=text)).inputs
     torch.manual_seed(_seed(spec))
-    return record(loaded.model, **batch.inputs)
+    device = loaded.model.device
+    return record(loaded.model, **{k: v.to(device) for k, v in inputs.items()})

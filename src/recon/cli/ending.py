@@ -32,6 +32,10 @@ Traceback: TypeAlias = Annotated[
 
 def run(command: Callable[[], Any], arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; an error becomes one line on stderr."""
+    if sys.stdout is None:
+        # The next file to be opened would take its place.
+        _line("stdout is closed; send it to a file or a pipe, /dev/null for one")
+        return USAGE
     _print_what_cannot_be_encoded_escaped()
     try:
         code = command()
@@ -48,7 +52,7 @@ def run(command: Callable[[], Any], arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--traceback" in arguments or os.environ.get(TRACEBACK, "") not in ("", "0"):
             traceback.print_exception(error)
-        _line(_words(error))
+        _line(_refused_by_stdout() or _words(error))
         return USAGE
     if code == INTERRUPTED:
         _line("interrupted")
@@ -77,6 +81,16 @@ def drop_stdout() -> None:
     os.close(sink)
 
 
+def _refused_by_stdout() -> str:
+    """Say why what is to be printed cannot be, and let it vanish; else nothing."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        drop_stdout()
+        return f"stdout cannot be written: {error.strerror}"
+    return ""
+
+
 def _print_what_cannot_be_encoded_escaped() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
@@ -94,9 +108,11 @@ def _words(error: Exception) -> str:
         return f"{words}; see recon --help"
     if isinstance(error, ReconError):
         return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        # A name that is too long, a folder that may not be looked into, ...
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        # A name that is too long, a folder that may not be looked into, a full disk.
+        name = error.filename
+        place = "reading or writing failed" if name is None else os.fsdecode(name)
+        return f"{place}: {error.strerror}"
     return (
         f"unexpected {type(error).__name__}: {error}; this is a bug in recon: please "
         f"report it with what --traceback, or {TRACEBACK}=1, shows"
@@ -104,4 +120,5 @@ def _words(error: Exception) -> str:
 
 
 def _line(words: str) -> None:
-    print("recon:", visible(" ".join(words.split())), file=sys.stderr)
+    if sys.stderr is not None:  # print would take stdout instead
+        print("recon:", visible(" ".join(words.split())), file=sys.stderr)

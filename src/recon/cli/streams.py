@@ -109,11 +109,14 @@ def require_distinct(outputs: Mapping[str, str | None]) -> None:
     ``outputs`` are targets by option.
     """
     taken: dict[str, str] = {}
-    for option, place in outputs.items():
-        require_writable(place, option)
-        if place is not None and taken.setdefault(place, option) != option:
+    for option, target in outputs.items():
+        require_writable(target, option)
+        if target is None:
+            continue
+        place = target if target == "-" else os.path.realpath(target)
+        if taken.setdefault(place, option) != option:
             raise UsageError(
-                f"{taken[place]} and {option} both write to {place}; give each a file "
+                f"{taken[place]} and {option} both write to {target}; give each a file "
                 "of its own"
             )
 
@@ -128,6 +131,10 @@ def write(text: str, target: str, option: str = "--json") -> None:
             print(text, end="", flush=True)
         except BrokenPipeError:
             drop_stdout()
+        except OSError as error:
+            drop_stdout()
+            words = f"stdout cannot be written: {error.strerror}"
+            raise UsageError(words) from error
         return
     write_bytes(text.encode("utf-8"), target, option)
 
