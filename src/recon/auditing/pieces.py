@@ -30,6 +30,7 @@ _NARROW = frozenset({"half", "fp", "bf", "float", "bfloat", "int", "quantized"})
 _POOLED = frozenset({"pool", "pooled", "pooling"})
 HAND_ON = "Run the model on what the function is given: tokens, positions and mask."
 _INDEX = "Index the axis that the name speaks of; [:, -1] is the last token."
+_EACH_PASS = "Keep what each pass brings: a later one replaced what was kept."
 _AXES = {"B": "row", "T": "token", "H": "head"}
 REDUCED = (
     "averaged", "summed", "largest", "smallest", "variance", "deviation", "as the norm"
@@ -84,6 +85,9 @@ def piece(bench: Bench, one: Judgement, exact: Exact) -> Judgement:
     if one.claim.strict and exact.cut == "T":
         return replace(one, rule="wrong-tokens")
     if _lost_rows(bench, one, exact):
+        if len(bench.call.passes) > 1 and "B" not in exact.held:
+            said = f"{sentence}, of one of {len(bench.call.passes)} passes"
+            one = replace(one, sentence=said, mend=_EACH_PASS)
         return replace(one, rule="dropped-batch")
     if words := _padding(bench, exact):
         said = f"{sentence}; {words}"
@@ -143,11 +147,16 @@ def _as_by_itself(bench: Bench, one: Judgement) -> bool:
 
 
 def _lost_rows(bench: Bench, one: Judgement, exact: Exact) -> bool:
+    """Whether only some rows are there, where no word says so.
+
+    Hooks that index an output drop the batch; by hand a row may be taken on purpose,
+    but not from the last of several passes.
+    """
     rows, held = bench.call.situation.rows, exact.held
-    first = held.get("B") == 0 or _rows_of(bench, exact) < rows
-    if rows == 1 or not first or "T" in held or "H" in held or exact.cut:
+    fewer = _rows_of(bench, exact) < rows
+    if rows == 1 or "T" in held or "H" in held or exact.cut or exact.picked:
         return False
-    if exact.picked or exact.taken:
+    if not fewer and "B" not in held:
         return False
     words = set(words_of(one.name))
     nests, parts = bench.call.returned.nests, one.name.split(".")
@@ -155,8 +164,13 @@ def _lost_rows(bench: Bench, one: Judgement, exact: Exact) -> bool:
     listed = any(nests.get(head) == rows for head in heads)
     numbered = numerals(one.name)
     meant = listed or bool(words & _ON_PURPOSE) or numbered.others
-    meant = meant or "rows" in numbered.counted
-    return not meant and (bench.call.hooks > 0 or one.claim.strict)
+    if meant or "rows" in numbered.counted:
+        return False
+    if one.claim.strict:
+        return True
+    if fewer and len(bench.call.passes) > 1:
+        return True
+    return bench.call.hooks > 0 and (fewer or held["B"] in (0, rows - 1))
 
 
 def _rows_of(bench: Bench, exact: Exact) -> int:
@@ -186,11 +200,18 @@ def _of_its_pass(bench: Bench, one: Judgement, exact: Exact) -> str:
 
 
 def _fewer_tokens(bench: Bench, exact: Exact) -> bool:
+    """Whether the pass of a tensor had some of the tokens, and not just the text."""
     trace = _pass_of(bench, exact)
     whole = "T" in exact.quantity.axes and not exact.held and not exact.taken
-    given = bench.call.situation.inputs["input_ids"]
+    given, mask = bench.call.situation.inputs["input_ids"], bench.mask
     if trace is None or not whole or len(trace.facts.shape) < 2:
         return False
+    ids = trace.facts.ids.get(Site("wte"))
+    if mask is not None and ids is not None:
+        pairs = zip(given, mask.bool(), strict=True)
+        texts = [row[shown].tolist() for row, shown in pairs]
+        if all(row in texts for row in ids.tolist()):
+            return False
     return trace.facts.shape[1] < given.shape[1]
 
 

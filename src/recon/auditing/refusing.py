@@ -10,6 +10,7 @@ import torch
 from recon import gpt2
 from recon.auditing import quantities
 from recon.auditing.bench import Bench
+from recon.auditing.decoding import decoded
 from recon.auditing.exact import Exact
 from recon.auditing.handed import other_inputs
 from recon.auditing.joined import as_joined, joined, side_by_side
@@ -32,6 +33,7 @@ _MISSED = {"B": "dropped-batch", "T": "wrong-tokens"}
 _FEW = 8
 # A shift by more tokens is no slip of an index.
 _FURTHEST = 3
+_GO_ON = "Hand each pass the cache of the one before it, and new tokens alone."
 # The kinds of parameters, and what their names hold.
 _PARAMETERS = {
     "bias": frozenset({"b", "bias", "biases"}),
@@ -122,7 +124,7 @@ def _as_near(
     sentence, found = told_near(one.name, near)
     one = replace(one, sentence=sentence, found=found)
     if near is None:
-        if (several := as_joined(bench, one)) is not None:
+        if (several := as_joined(bench, one) or _as_decoded(bench, one)) is not None:
             return several
         expected = " or ".join(quantities.axes_of(claimed))
         words = f"{sentence}; {claimed} has axes {expected.replace(' or ', ' ')}"
@@ -156,6 +158,20 @@ def _as_near(
     if quantity.form:
         return replace(one, rule="wrong-formula")
     return replace(one, rule=other_site(quantity.site, claimed))
+
+
+def _as_decoded(bench: Bench, one: Judgement) -> Judgement | None:
+    """Judge what a decoding loop put together; None for another tensor."""
+    for place in dict.fromkeys(r.site for r in one.claim.readings if not r.form):
+        if (told := decoded(bench, one.tensor, place)) is None:
+            continue
+        words, odd = told
+        said = f"`{one.name}` is {words}" + (f", {odd}" if odd else "")
+        one = replace(one, sentence=said, found=words)
+        if odd:
+            return replace(one, rule="other-run", cause=odd, mend=_GO_ON)
+        return replace(one, notes=(("generous-reading", said),))
+    return None
 
 
 def _together(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
