@@ -93,6 +93,81 @@ def test_swapped_captures_are_named_although_their_sources_are_there(model, ids)
     assert set(finding.places) == {"h.1.attn.q", "h.1.attn.k"}
 
 
+def other_gelu(port):
+    port.transformer.h[1].mlp.act = torch.nn.GELU()
+
+
+def other_eps(port):
+    for module in port.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-3
+
+
+def no_bias(port):
+    port.transformer.h[1].attn.c_attn.bias.data.zero_()
+
+
+def q_for_k(port):
+    for block in port.transformer.h:
+        for of in (block.attn.c_attn.weight.data, block.attn.c_attn.bias.data):
+            q, k, v = of.chunk(3, -1)
+            of.copy_(torch.cat([k, q, v], -1))
+
+
+def later_positions(port):
+    table = port.transformer.wpe.weight.data
+    table[:-1] = table[1:].clone()
+
+
+PORTS = {
+    other_gelu: {("wrong-formula", "h.1.mlp.post")},
+    other_eps: {("wrong-formula", p) for p in ("h.0.ln_1", "h.0.ln_2")},
+    no_bias: {("wrong-formula", f"h.1.attn.{p}") for p in "qkv"},
+    q_for_k: {("wrong-site", "h.0.attn.k")},
+    later_positions: {("wrong-terms", "embed")},
+}
+
+
+@pytest.mark.parametrize("fault", PORTS)
+def test_what_follows_from_a_fault_is_counted_with_its_cause(fault, make_model, ids):
+    model, port = make_model(), make_model()
+    fault(port)
+    captures = captured(port, ids)
+    kept = {n: t for n, t in captures.items() if n.count("attn.qkv") + (n == "wpe") < 1}
+    report = judged(kept, model, ids)
+    told = {(f.rule.name, sorted(f.places)[0]) for f in report.findings}
+    assert told == PORTS[fault]
+    wrong = sum(one.status == "wrong" for one in report.tensors)
+    places = sum(len(f.places) for f in report.findings)
+    hence = [f.evidence["hence"] for f in report.findings if "hence" in f.evidence]
+    assert [int(words.split()[0]) for words in hence] == [wrong - places] != [0]
+
+
+def test_a_second_fault_is_no_consequence_of_the_first(make_model, ids):
+    model, port = make_model(), make_model()
+    other_gelu(port)
+    captures = captured(port, ids)
+    captures["h.2.mlp_out"] = 1.5 * captures["h.2.mlp_out"]
+    report = judged(captures, model, ids)
+    assert {"h.1.mlp.post", "h.2.mlp_out"} <= {
+        p for f in report.findings for p in f.places
+    }
+
+
+def test_captures_of_other_inputs_under_unknown_names_are_refused(model, ids):
+    captures = {f"{n}_x": t for n, t in captured(model, ids).items() if "h." in n}
+    with pytest.raises(recon.UsageError, match="are these the inputs"):
+        judged(captures, model, ids[:, :3])
+
+
+def test_of_names_of_ones_own_one_that_fits_says_what_the_others_mean(model, ids):
+    captures = captured(model, ids)
+    own = {f"layer{n}.mlp.post_x": captures[f"h.{n}.mlp.post"] for n in range(2)}
+    assert judged(own, model, ids).verdict == "clean"
+    own["layer1.mlp.post_x"] = own["layer1.mlp.post_x"] * 1.5
+    assert judged(own, model, ids).verdict == "findings"
+
+
 # -- passes ------------------------------------------------------------------------
 
 

@@ -92,9 +92,18 @@ def grouped(judged: Iterable[tuple[str, Judgement]]) -> Iterator[Finding]:
             severity=first.severity,
             sites=tuple(str(m[1].reading or "") for m in distinct.values()),
             found=tuple(m[1].found for m in distinct.values()),
-            evidence=dict(first.evidence),
+            evidence=_evidence(first, others),
             mend=first.mend,
         )
+
+
+def _evidence(
+    first: Judgement, others: Sequence[tuple[str, Judgement, str]]
+) -> dict[str, float | int | str]:
+    """Return the figures of the first tensor, and what follows from any of them."""
+    hence = {key: value for _, one, _ in others for key, value in one.evidence.items()
+             if key == "hence"}  # fmt: skip
+    return {**hence, **first.evidence}
 
 
 def _permuted(groups: Iterable[_Key]) -> Iterator[Sequence[_Key]]:

@@ -22,7 +22,8 @@ class Judgement:
     over tokens, say), ``by`` what captures from elsewhere were
     judged by: the model's own ``run``, or ``certify``. Judgements of one ``cause`` are
     told as one finding; ``mend`` is advice that fits better than the rule's. A gradient
-    is that of the backward ``passes`` with these numbers, from 1.
+    is that of the backward ``passes`` with these numbers, from 1. A wrong capture that
+    ``follows`` is what the model makes of others that are wrong.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Judgement:
     cause: str = ""
     mend: str = ""
     passes: tuple[int, ...] = ()
+    follows: bool = False
 
     @property
     def right(self) -> bool:

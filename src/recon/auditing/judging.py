@@ -138,7 +138,19 @@ class Judge:
         likeliest = _conventions(claims, matches, self.conventions.get(family, ()))
         if not all(claim.strict for claim in claims):
             self.conventions[family] = likeliest
+        # What one of a kind is, the others are meant to be; code that runs several
+        # passes may mean another one by a word.
+        meant = (
+            self._bench.foreign
+            and "{l}" in family
+            and any(
+                reading.convention == likeliest[0] and match is not None
+                for found in matches
+                for reading, match in found.items()
+            )
+        )
         for (claim, tensor), found in zip(members, matches, strict=True):
+            claim = replace(claim, soft=claim.soft and not meant)
             yield self._one(claim, tensor, found, likeliest[0])
 
     def _one(

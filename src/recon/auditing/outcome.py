@@ -178,7 +178,8 @@ class Outcome:
                     continue  # told as not-repeatable
             if one.rule and self.wrong.get(one.name) in (None, one.rule):
                 self.wrong[one.name] = one.rule
-                self._judgements.append((call.situation.name, one))
+                if not one.follows:
+                    self._judgements.append((call.situation.name, one))
             elif one.rule == "other-run" or (main and not one.rule):
                 self._judgements.append((call.situation.name, one))
 
@@ -210,6 +211,13 @@ class Outcome:
         for other in self.calls[-2:]:
             if not _same_prompt(other, call):
                 yield f"an earlier call ({other.situation.name})", other
+
+    @property
+    def knows_nothing(self) -> bool:
+        """Whether no name promises anything, and no tensor is anything known."""
+        told = [one for _, one in self._judgements]
+        unclaimed = all(one.status == "unclaimed" for one in self.tensors)
+        return bool(told) and unclaimed and not any(one.found for one in told)
 
     # -- all together ------------------------------------------------------------------
 

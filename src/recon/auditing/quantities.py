@@ -66,10 +66,24 @@ def parameters(trace: Trace) -> Iterator[Quantity]:
     """Yield what a sum may lack in every row: biases, by site, and positions."""
     if Site("wpe") in trace and trace[Site("wpe")].shape[0] == 1:
         yield Quantity(Site("wpe"), trace[Site("wpe")][0], ("T", "D"))
+        yield from _shifted_positions(trace)
     for place, maker in trace.facts.makers.items():
         bias = getattr(maker, "bias", None)
         if isinstance(bias, Tensor) and bias.ndim == 1:
             yield Quantity(place, bias.detach(), ("D",), "bias")
+
+
+def _shifted_positions(trace: Trace) -> Iterator[Quantity]:
+    """Yield the embeddings of positions that are counted from elsewhere."""
+    maker = trace.facts.makers.get(Site("wpe"))
+    if not isinstance(maker, Lookup) or maker.ids is None:
+        return
+    for by in (1, -1, 2):
+        places = maker.ids.flatten() + by
+        if int(places.min()) >= 0 and int(places.max()) < len(maker.table):
+            rows = maker.table.detach()[places]
+            words = f"at positions {abs(by)} too {'far' if by > 0 else 'early'}"
+            yield Quantity(Site("wpe"), rows, ("T", "D"), words)
 
 
 def tables(trace: Trace) -> Iterator[Quantity]:

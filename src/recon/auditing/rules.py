@@ -155,7 +155,7 @@ RULES = (
         "generous-reading",
         "note",
         "The name has several honest readings; the tensor is right under this one.",
-        "Name the site in full, so that readers need not guess.",
+        "Say in the name which piece or reading it is, so that readers need not guess.",
     ),
     Rule(
         "RC122",

@@ -27,6 +27,12 @@ def other_attention(trace: Trace, place: Site) -> Iterator[Quantity]:
         pattern = scores.softmax(-1)
         made = pattern if place.part == "attn.pattern" else pattern @ v
         yield Quantity(place, made, axes_of(place), words)
+    if place.part == "attn.z":
+        mixed = call.pattern(q, k) @ v
+        batch, heads, tokens, size = mixed.shape
+        merged = mixed.reshape(batch, tokens, heads * size)
+        words = "merged without moving its heads back"
+        yield Quantity(place, merged, ("B", "T", "D"), words)
     if place.part == "attn.pattern":
         scores = call.scores(q, k)
         yield Quantity(place, scores, axes_of(place), "before softmax")

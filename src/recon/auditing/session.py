@@ -128,6 +128,12 @@ def audit_captures(
     outcome = Outcome(None, model, claims or {}, names)
     outcome.take(call)
     _require_used(claims or {}, outcome)
+    if outcome.knows_nothing:
+        size = " x ".join(map(str, inputs["input_ids"].shape))
+        raise UsageError(
+            f"none of {len(outcome.tensors)} captures is anything that the model "
+            f"computes on {size} tokens: are these the inputs they were made from?"
+        )
     found = [one for one in outcome.findings() if one.rule.code not in ignored]
     return AuditReport(
         target=target or "captures",
