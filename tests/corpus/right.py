@@ -1686,3 +1686,24 @@ def features_side_by_side(model, input_ids):
         f"layer_{i}": torch.cat([kept[i, "mlp"], acts[i, "act"]], -1)[:, -1]
         for i, _ in blocks
     }
+
+
+@right("a decoding loop with a cache, its tokens put together", notes={"RC121"})
+def decoded_with_a_cache(model, input_ids):
+    states, cache, tokens = [], None, input_ids
+    for _ in range(3):
+        with torch.no_grad():
+            out = model(
+                tokens, **{CACHE: cache}, use_cache=True, output_hidden_states=True
+            )
+        states.append(out.hidden_states[2])
+        cache, tokens = out.past_key_values, out.logits[:, -1:].argmax(-1)
+    return {"resid_post_1": torch.cat(states, 1)}
+
+
+@right("each row by itself, without its padding")
+def rows_without_padding(model, input_ids, attention_mask):
+    return {
+        f"row_{n}.resid_post_1": _states(model, row[shown.bool()][None])[1][0]
+        for n, (row, shown) in enumerate(zip(input_ids, attention_mask, strict=True))
+    }

@@ -2662,6 +2662,57 @@ def features_of_another_block(model, input_ids):
     return kept
 
 
+@wrong(row="new", rules={"RC104"}, sites="h.*.resid_post")
+def last_row_only(model, input_ids):
+    """A slice keeps the last row of the batch, under the name of the whole."""
+    with torch.no_grad():
+        states = model(input_ids, output_hidden_states=True).hidden_states
+    layers = range(len(model.transformer.h) - 1)
+    return {f"h.{i}.resid_post": states[i + 1][-1:] for i in layers}
+
+
+@wrong(row="new", rules={"RC104"}, sites="h.1.resid_post")
+def last_prompt_only(model, input_ids):
+    """A loop over prompts writes the same key each time."""
+    kept = {}
+    for row in input_ids.split(1):
+        with torch.no_grad():
+            out = model(row, output_hidden_states=True)
+        kept["resid_post_1"] = out.hidden_states[2]
+    return kept
+
+
+@wrong(row="new", rules={"RC107"}, sites="h.1.resid_post")
+def decoded_at_position_0(model, input_ids):
+    """Each step of a decoding loop runs at position 0."""
+    states, cache, tokens, more = [], None, input_ids, {}
+    for _ in range(3):
+        with torch.no_grad():
+            out = model(
+                tokens, **{CACHE: cache}, use_cache=True, output_hidden_states=True,
+                **more,
+            )  # fmt: skip
+        states.append(out.hidden_states[2])
+        cache, tokens = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        more = {"position_ids": torch.zeros_like(tokens)}
+    return {"resid_post_1": torch.cat(states, 1)}
+
+
+@wrong(row="new", rules={"RC107"}, sites="h.1.resid_post")
+def decoded_twice(model, input_ids):
+    """Each step hands in all tokens again, beside the cache that holds them."""
+    states, cache, tokens = [], None, input_ids
+    for _ in range(3):
+        with torch.no_grad():
+            out = model(
+                tokens, **{CACHE: cache}, use_cache=True, output_hidden_states=True
+            )
+        states.append(out.hidden_states[2])
+        cache = out.past_key_values
+        tokens = torch.cat([tokens, out.logits[:, -1:].argmax(-1)], 1)
+    return {"resid_post_1": torch.cat(states, 1)}
+
+
 @wrong(row="new", rules={"RC114"}, sites="h.*.mlp.post")
 def tokens_for_neurons(model, input_ids):
     """The number of a neuron is taken along the tokens."""
