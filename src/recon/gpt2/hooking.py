@@ -35,7 +35,7 @@ def plan(model: nn.Module) -> Plan:
     names = _positional(parts)
     slots = Slots([module for _, _, module in parts.makers()])
     dropouts = [module for _, module in parts.dropouts()]
-    attentions = [module for _, _, module in parts.attentions()]
+    inside = [(module, module.attn_dropout) for _, _, module in parts.attentions()]
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -45,8 +45,14 @@ def plan(model: nn.Module) -> Plan:
         kernel = parts.model.config._attn_implementation
         return End(
             weights=slots.read(),
-            dropout=list(map(_probability, dropouts)),
-            attention=[_inside(module, kernel) for module in attentions],
+            # The mode is asked here, because most passes need no more.
+            dropout=[_probability(one) if one.training else 0.0 for one in dropouts],
+            attention=[
+                _inside(module, dropout, kernel)
+                if module.training or dropout.training
+                else 0.0
+                for module, dropout in inside
+            ],
             kernel=kernel,
             training=parts.model.training,
         )
@@ -99,15 +105,12 @@ def _probability(dropout: Any) -> float:
     return getattr(dropout, "p", 0.0) if dropout.training else 0.0
 
 
-def _inside(attention: Any, kernel: str) -> float:
+def _inside(attention: Any, dropout: Any, kernel: str) -> float:
     """Return how likely an attention drops a weight now.
 
     A fused kernel, and from version 5.23 on the eager one, look at the attention's own
     mode, not at that of its dropout, unless the product is upcast.
     """
-    dropout = attention.attn_dropout
-    if not (attention.training or dropout.training):
-        return 0.0
     calls = attention.reorder_and_upcast_attn or not hasattr(attention, "scaling")
     if kernel == "eager" and calls:
         return _probability(dropout)

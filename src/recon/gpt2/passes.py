@@ -187,7 +187,7 @@ def facts(
         width=config.n_embd,
         tied_last=not _CAPTURED_BY_HOOKS
         or getattr(config, "tie_last_hidden_states", None) is not False,
-        shape=tuple(start.shape),
+        shape=tuple(start.shape[:2]),
         makers=makers,
         attention=attention,
         dropout=dict(zip((s for s, _ in parts.dropouts()), end.dropout, strict=True)),

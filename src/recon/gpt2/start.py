@@ -19,7 +19,7 @@ class Start:
     """What is known when the root is called.
 
     ``embedded`` says that embeddings were handed in: ``embeddings``, if they are kept.
-    ``shape`` is B, T of the tokens; empty without any.
+    ``shape`` is that of the tokens, B and T first; empty without any.
     """
 
     embedded: bool
@@ -34,7 +34,7 @@ class Start:
         """Keep of the root's arguments, by name, and of torch's modes what counts."""
         embeddings = given.get("inputs_embeds")
         tokens = given.get("input_ids") if embeddings is None else embeddings
-        shape = tokens.shape[:2] if isinstance(tokens, Tensor) else ()
+        shape = tokens.shape if isinstance(tokens, Tensor) else ()
         return cls(
             embedded=embeddings is not None,
             embeddings=embeddings.detach() if isinstance(embeddings, Tensor) else None,

@@ -61,8 +61,9 @@ class Budget:
 
     def drop(self, one: Pass) -> None:
         """Give back all that a pass was charged for."""
-        with self._lock:
-            self._drop(one)
+        if one.charged:
+            with self._lock:
+                self._drop(one)
 
     def _add(self, one: Pass, address: int, size: int) -> None:
         passes = self._passes.get(address, 0)

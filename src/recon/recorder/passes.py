@@ -55,7 +55,7 @@ class Pass:
     absent: tuple[int, ...] = ()
     fewer: dict[Site, tuple[int, ...]] = field(default_factory=dict)
     charged: dict[int, int] = field(default_factory=dict)
-    copies: dict[int, _Copy] = field(default_factory=dict)
+    copies: dict[int, _Copy] | None = None
     witnesses: WeakSet[threading.Thread] | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Pass:
         self.running, self.frame = False, None
         self.failure = failure or self.trouble
         self.take = _ignore
-        self.copies.clear()
+        self.copies = None
         if failure is not None and self.consumer is not None:
             self.let_go()
 
@@ -119,6 +119,8 @@ class Pass:
         """Copy a tensor, once in a pass: each block is handed the same mask."""
         if tensor.is_inference():
             return copied(tensor)  # no version tells whether it was edited meanwhile
+        if self.copies is None:
+            self.copies = {}
         known = self.copies.get(id(tensor))
         if known and known.of() is tensor and known.version == tensor._version:
             return known.copy

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -182,14 +182,15 @@ class Recorder:
         Else each request of a server that has a thread for each would leave one.
         """
         with self._lock:
-            gone = {
+            gone = [
                 one.run
                 for one in self._passes
                 if one.thread == thread or one.ended_before_this_thread()
-            }
-            self._let_go(gone)
+            ]
+            if gone:
+                self._let_go(gone)
 
-    def _let_go(self, runs: set[int]) -> None:
+    def _let_go(self, runs: Collection[int]) -> None:
         """Drop some passes, and their tensors; called with the lock held."""
         for one in self._passes:
             if one.run in runs:
