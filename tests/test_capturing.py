@@ -151,6 +151,22 @@ def test_dtype_converts_what_is_kept_and_nothing_else(model, ids, dtype):
     assert other.altered == f"dtype={dtype}"
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scores_are_derived_from_what_was_converted_also_with_a_cache(
+    make_model, ids, dtype, attention
+):
+    # 2026-11: the contents of the cache were not of the dtype of q.
+    model = make_model(attention=attention)
+    whole, other = captured(model, ids), captured(model, ids, dtype=dtype)
+    assert other.attention(recon.site("h.1.attn.q")).keys.dtype == torch.float32
+    scores, expected = other["h.1.attn.scores"], whole["h.1.attn.scores"]
+    seen = expected > -1e30
+    unit = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps
+    gap = (scores.double() - expected.double())[seen].abs()
+    assert float(gap.max()) <= 16 * unit * float(expected[seen].abs().max())
+
+
 def test_device_moves_what_is_kept(model, ids):
     trace = captured(model, ids, device="meta")
     assert {tensor.device.type for tensor in trace.tensors.values()} == {"meta"}

@@ -47,6 +47,14 @@ def test_a_run_and_its_repetition_are_equal(eager, make_model, ids):
     assert [a.site for a in found.sites] == sorted(eager.tensors)
 
 
+def test_runs_of_some_sites_cannot_be_certified_and_are_refused(make_model, ids):
+    model = make_model()
+    with torch.no_grad(), recon.capture(model, sites="h.1.attn.q") as recorder:
+        model(ids)
+    with pytest.raises(recon.UsageError, match="holds only the sites asked for"):
+        recon.diff(recorder.trace, recorder.trace)
+
+
 def test_eager_and_sdpa_differ_by_rounding_that_grew_from_z(eager, fused):
     found = recon.diff(eager, fused, names=("eager", "sdpa"))
     assert found.verdict == "rounding"

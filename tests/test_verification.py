@@ -692,7 +692,8 @@ def test_an_attention_without_a_dropout_is_verified_in_train_mode(make_model, id
 def test_a_trace_of_the_meta_device_is_refused_in_one_line(model, ids, tmp_path):
     with torch.no_grad(), recon.capture(model, device="meta") as recorder:
         model(ids)
-    for use in (recon.verify_trace, lambda trace: trace.save(tmp_path / "run")):
+    uses = (recon.verify_trace, recon.reconstruct, lambda t: recon.diff(t, t))
+    for use in (*uses, lambda trace: trace.save(tmp_path / "run")):
         words = "wte is on the meta device"
         with pytest.raises(recon.UsageError, match=words) as caught:
             use(recorder.trace)

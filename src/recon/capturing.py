@@ -30,10 +30,11 @@ def capture(
     """Return a context manager that records every forward pass of ``model``.
 
     Tensors are kept by reference, detached, without a copy. ``sites`` narrows them by
-    name or glob (``"h.*.attn.{q,k,v}"``), ``positions`` to some tokens; ``dtype``,
-    ``device`` and ``clone`` make copies, ``grad`` keeps the graph. ``keep="last"``
-    forgets a pass when the next begins, ``"all"`` accumulates them. ``budget`` is in
-    bytes: capture stops with BudgetError before it is exceeded.
+    name or glob (``"h.*.attn.{q,k,v}"``), ``positions`` to some tokens of each pass;
+    ``dtype``, ``device`` and ``clone`` make copies of all that is kept, ``grad`` keeps
+    the graph. ``keep="last"`` forgets a pass when the next begins in its thread,
+    ``"all"`` accumulates them. ``budget`` is in bytes: the forward pass stops with
+    BudgetError, the only error that capture raises in it, before it is exceeded.
 
     ``check="sketch"`` (or any levels) checks each block as soon as it has run and keeps
     no tensor: ``recorder.reports`` then holds a report for each pass.

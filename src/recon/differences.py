@@ -18,7 +18,7 @@ from recon.ops import Activation, Attention, LayerNorm
 from recon.results import Report
 from recon.rounding import UNIT, Form
 from recon.sites import Site
-from recon.trace import Trace
+from recon.trace import Trace, require_numbers
 from recon.verification import verify_trace
 
 Verdict: TypeAlias = Literal["equal", "rounding", "diverged", "unverified"]
@@ -151,6 +151,7 @@ def diff(
             raise UsageError(
                 f"{name} did not finish ({trace.failure}): nothing to compare"
             )
+        require_numbers(trace)
     if first.facts.shape != second.facts.shape:
         raise UsageError(
             f"the runs have different inputs: {_shape(first)} and {_shape(second)} "
@@ -163,7 +164,7 @@ def diff(
     shared = sorted(s for s in held if s in first.tensors and s in second.tensors)
     return Difference(
         names=names,
-        sites=tuple(_apart(s, first[s], second[s]) for s in shared),
+        sites=tuple(_apart(s, first.tensors[s], second.tensors[s]) for s in shared),
         only=tuple(_only(names, first, second)),
         first_report=_certified(first, bound),
         second_report=_certified(second, bound),

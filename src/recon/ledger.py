@@ -17,7 +17,7 @@ from torch import Tensor
 from recon.errors import UsageError
 from recon.ops import LayerNorm, Linear, kept, merge_heads
 from recon.sites import Site, site
-from recon.trace import Trace
+from recon.trace import Trace, require_numbers
 
 Granularity: TypeAlias = Literal["update", "head", "neuron"]
 Hidden: TypeAlias = Float[Tensor, "batch seq width"]
@@ -84,6 +84,7 @@ def require_whole(trace: Trace) -> None:
             f"the trace was captured with {trace.altered}: it no longer holds what the "
             "model computed; capture without it to verify"
         )
+    require_numbers(trace)
 
 
 def _residual_stream(trace: Trace, granularity: Granularity) -> Iterator[Hidden]:

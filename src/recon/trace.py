@@ -194,7 +194,11 @@ class Trace(Displayed, Mapping[Site | str, Tensor]):
         assert call is not None
         kind = wanted.part.split(".")[0]
         q = self._at(wanted.at(f"{kind}.q"))
-        k = self._at(wanted.at(f"{kind}.k")) if call.keys is None else call.keys
+        if call.keys is None:
+            k = self._at(wanted.at(f"{kind}.k"))
+        else:
+            # With dtype= captures are converted, and the contents of caches are not.
+            k = call.keys.to(q.dtype)
         with torch.no_grad(), self.arithmetic():
             return (
                 call.scores(q, k)

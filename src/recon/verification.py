@@ -26,7 +26,7 @@ from recon.recorder import Options, Recorder
 from recon.results import Report, report
 from recon.rounding import Form
 from recon.streaming import CheckingRecorder
-from recon.trace import Trace, require_numbers
+from recon.trace import Trace
 
 
 def verify(
@@ -149,7 +149,6 @@ def verify_trace(
 def require_verifiable(trace: Trace) -> None:
     """Raise for a trace that cannot be verified, and say why."""
     require_whole(trace)
-    require_numbers(trace)
     if trace.wanted is not None:
         raise UsageError(
             "the trace holds only the sites asked for with sites=; verifying needs all"
