@@ -91,6 +91,19 @@ def test_positions_are_those_of_the_pass_also_where_few_logits_are_made(
     assert torch.equal(trace["logits"], output.logits[:, found])
 
 
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("keep", [slice(4, 7), [6, 5, 5]])
+def test_rows_of_logits_are_told_also_where_they_are_named_as_no_type_allows(
+    model, ids, keep
+):
+    with torch.no_grad(), recon.capture(model, positions=[0, 5, 6]) as recorder:
+        output = model(ids, logits_to_keep=keep)
+    trace = recorder.trace
+    assert trace.positions_at("logits") == (5, 6)
+    found = [torch.arange(7)[keep].tolist().index(p) for p in (5, 6)]
+    assert torch.equal(trace["logits"], output.logits[:, found])
+
+
 def test_logits_that_were_made_for_no_position_are_not_held(model, ids):
     with torch.no_grad(), recon.capture(model, positions=[0, 3]) as recorder:
         model(ids, logits_to_keep=1)

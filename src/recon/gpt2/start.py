@@ -48,12 +48,15 @@ class Start:
         """Return which tokens the rows of a site are of; see ``plan.Start``."""
         if len(self.shape) < 2:
             return None
-        everyone, keep = range(self.shape[1]), self.logits_to_keep
+        everyone = range(self.shape[1])
+        keep: Any = self.logits_to_keep
         if place is None or place.part != "logits":
             return everyone
         if isinstance(keep, int):
             return everyone[-keep:] if keep else everyone
-        numbers = torch.arange(len(everyone), device=keep.device)
+        # Callers hand in slices and lists, too.
+        where = keep.device if isinstance(keep, Tensor) else None
+        numbers = torch.arange(len(everyone), device=where)
         rows: list[int] = numbers[keep].flatten().tolist()
         return rows
 
