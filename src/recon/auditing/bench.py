@@ -178,7 +178,7 @@ def _proven(trace: Trace, place: Site, found: Tensor) -> bool | None:
 
     Sums are left out: another order of terms is honest, and strays from the local sum.
     """
-    identity = next((i for i in gpt2.identities(trace) if i.site == place), None)
+    identity = gpt2.identity_of(trace, place)
     held = trace.tensors.get(place)
     if identity is None or held is None or isinstance(identity.op, Add | Same):
         return None

@@ -69,7 +69,7 @@ class Derivation:
 
 
 def _entering(trace: Trace, place: Site) -> tuple[Tensor, LayerNorm] | None:
-    identity = next((i for i in gpt2.identities(trace) if i.site == place), None)
+    identity = gpt2.identity_of(trace, place)
     if identity is None or not isinstance(identity.op, LayerNorm):
         return None
     (entry,) = identity.inputs

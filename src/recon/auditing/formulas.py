@@ -44,7 +44,7 @@ def derived(trace: Trace, place: Site, form: str) -> Quantity | None:
         return _lens(trace, place, form.removeprefix(LENS))
     if form == "":
         return Quantity(place, trace[place], axes_of(place))
-    identity = _identity(trace, place)
+    identity = gpt2.identity_of(trace, place)
     norm = identity is not None and isinstance(identity.op, LayerNorm)
     if form in ("normalized", "scale") and norm:
         assert identity is not None
@@ -98,10 +98,6 @@ def _unmasked(trace: Trace, place: Site, form: str) -> Quantity | None:
     return next((one for one in others if one.form == words), None)
 
 
-def _identity(trace: Trace, place: Site) -> Identity | None:
-    return next((i for i in gpt2.identities(trace) if i.site == place), None)
-
-
 def other_formulas(
     trace: Trace, place: Site, *, deep: bool = False
 ) -> Iterator[Quantity]:
@@ -110,7 +106,7 @@ def other_formulas(
     ``deep`` also applies the right formula to what people make of the inputs.
     """
     wanted = place.at("attn.z") if place.part in ("attn.pattern",) else place
-    identity = _identity(trace, place) or _identity(trace, wanted)
+    identity = gpt2.identity_of(trace, place) or gpt2.identity_of(trace, wanted)
     if place.part in ("attn.q", "attn.k", "attn.v"):
         whole = place.at("attn.qkv")
         op = Slice("qkv".index(place.part[-1]), 3, trace.facts.heads)

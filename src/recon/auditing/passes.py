@@ -97,12 +97,8 @@ def _grown(trace: Trace, place: Site, found: Tensor, known: Tensor) -> bool:
     """Whether a gap is rounding of earlier sites, carried on by a correct step."""
     if found.shape != known.shape or apart(known, found) > _GROWN:
         return False
-    identity = _identity(trace, place)
+    identity = gpt2.identity_of(trace, place)
     return identity is not None and certified(trace, identity).passed
-
-
-def _identity(trace: Trace, place: Site) -> Identity | None:
-    return next((i for i in gpt2.identities(trace) if i.site == place), None)
 
 
 def rows_changed(trace: Trace, clean: Trace, place: Site) -> list[int]:
@@ -131,7 +127,7 @@ def rows_edited(trace: Trace) -> tuple[Site, list[int]] | None:
 
 
 def _predicted(trace: Trace, place: Site) -> Tensor | None:
-    identity = _identity(trace, place)
+    identity = gpt2.identity_of(trace, place)
     return None if identity is None else _made(trace, identity)
 
 

@@ -7,7 +7,7 @@ A second architecture is a second package like this one.
 
 from recon.gpt2.hooking import passages, plan
 from recon.gpt2.interruption import InterruptionError, interrupted
-from recon.gpt2.laws import identities, stage_identities
+from recon.gpt2.laws import identities, identity_of, stage_identities
 from recon.gpt2.modules import base
 from recon.gpt2.passes import SUPPORTED_ATTENTION, with_weights
 from recon.gpt2.reference import (
@@ -28,6 +28,7 @@ __all__ = [
     "hidden_states_problem",
     "hooks_of_its_own",
     "identities",
+    "identity_of",
     "interrupted",
     "is_own_capture",
     "passages",

@@ -18,6 +18,11 @@ def identities(trace: Trace) -> Iterator[Identity]:
         yield from stage_identities(trace, stage)
 
 
+def identity_of(trace: Trace, place: Site) -> Identity | None:
+    """Return the law that predicts a site; None if none does."""
+    return next((one for one in identities(trace) if one.site == place), None)
+
+
 def stage_identities(trace: Trace, stage: int) -> Iterator[Identity]:
     """Yield the laws of the embeddings (-1), of one block, or of the head (depth)."""
     if stage < 0:
