@@ -182,7 +182,9 @@ def write_atomically(
         with replacing(path) as draft:
             save_file(tensors, draft, metadata)
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+        # An OSError would name the draft.
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be written: {why}") from error
 
 
 # -- reading -------------------------------------------------------------------
