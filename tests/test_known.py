@@ -1,6 +1,7 @@
 """Modules of other classes: what computes otherwise is refused by name, and no more."""
 
 import functools
+import inspect
 
 import pytest
 import torch
@@ -190,6 +191,8 @@ def test_arguments_of_a_forward_that_hands_them_on_are_told_by_position(
     # 2026-11: no argument was seen, and the pass had no tokens.
     model = make_model(Handing)
     embedded = torch.randn(2, 7, 32)
-    trace, _ = record(model, None, None, None, None, None, embedded)
+    names = list(inspect.signature(GPT2LMHeadModel.forward).parameters)[1:]
+    before = [None] * names.index("inputs_embeds")
+    trace, _ = record(model, *before, embedded)
     assert trace.facts.shape == (2, 7)
     assert trace.origin("wte") == "given"
