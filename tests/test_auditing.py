@@ -16,6 +16,7 @@ import torch
 
 import recon
 from recon import Site
+from recon.auditing.formulas import other_formulas
 from recon.auditing.passes import first_changed, rows_changed
 from recon.auditing.registering import registrations
 from recon.auditing.situations import situations
@@ -141,6 +142,29 @@ def test_what_follows_from_a_fault_is_counted_with_its_cause(fault, make_model, 
     places = sum(len(f.places) for f in report.findings)
     hence = [f.evidence["hence"] for f in report.findings if "hence" in f.evidence]
     assert [int(words.split()[0]) for words in hence] == [wrong - places] != [0]
+
+
+def test_noise_is_told_as_a_gap_to_the_site_and_as_no_sum(model, ids):
+    kept = captured(model, ids)["h.0.resid_post"]
+    noise = torch.randn(kept.shape, generator=torch.Generator().manual_seed(0))
+    report = judged({"h.0.resid_post": kept + 6e-5 * kept.std() * noise}, model, ids)
+    (finding,) = report.findings
+    assert finding.rule.name == "unexplained"
+    assert finding.found == ("h.0.resid_post",)
+
+
+def test_rows_in_another_order_are_told_up_to_rounding(model, ids):
+    kept = captured(model, ids)["h.1.attn_out"].flip(0) * (1 + 2e-6)
+    (finding,) = judged({"h.1.attn_out": kept}, model, ids).findings
+    assert finding.rule.name == "wrong-tokens"
+    assert "rows in the order [2, 1, 0]" in finding.message
+
+
+def test_the_same_activation_of_another_library_is_no_other_formula(model, ids):
+    trace = run(model, input_ids=ids)
+    forms = [one.form for one in other_formulas(trace, Site("mlp.post", 1))]
+    assert any("erf gelu" in form for form in forms)
+    assert not any("tanh gelu" in form for form in forms)
 
 
 def test_a_second_fault_is_no_consequence_of_the_first(make_model, ids):

@@ -12,6 +12,7 @@ from torch import Tensor
 from recon import gpt2
 from recon.auditing.claims import LENS
 from recon.auditing.forms import UNARY, apply, divisor, fits, normalized
+from recon.auditing.near import allowance, apart
 from recon.auditing.quantities import Quantity, axes_of
 from recon.auditing.rerouting import rerouted
 from recon.auditing.scores import other_attention
@@ -201,8 +202,12 @@ def _others(
     if isinstance(op, LayerNorm):
         yield from _other_norms(op, inputs[0])
     elif isinstance(op, Activation):
+        usual = op(inputs[0])
         for name, act in _ACTIVATIONS.items():
-            yield f"with {name} for {op.name}", act(inputs[0])
+            made = act(inputs[0])
+            # The same function, in the terms of another library, is no other formula.
+            if apart(usual, made) > allowance(usual.dtype):
+                yield f"with {name} for {op.name}", made
     elif isinstance(op, Unembed):
         scores = trace[identity.site]
         table = getattr(trace.facts.makers.get(Site("wte")), "table", None)

@@ -15,7 +15,7 @@ from recon.auditing.exact import Exact
 from recon.auditing.handed import other_inputs
 from recon.auditing.joined import as_joined, joined, side_by_side
 from recon.auditing.judgement import Judgement
-from recon.auditing.near import Near, allowance, apart
+from recon.auditing.near import Near, allowance, apart, distance
 from recon.auditing.pieces import HAND_ON, other_pass, overwritten
 from recon.auditing.quantities import GRADIENT
 from recon.auditing.wording import words_of
@@ -31,6 +31,7 @@ _AXES = {"B": "row", "T": "token", "H": "head"}
 _MISSED = {"B": "dropped-batch", "T": "wrong-tokens"}
 # As few wrong values, in whichever rows and tokens, are told one by one.
 _FEW = 8
+_MOST_ROWS = 32
 # A shift by more tokens is no slip of an index.
 _FURTHEST = 3
 _GO_ON = "Hand each pass the cache of the one before it, and new tokens alone."
@@ -129,11 +130,17 @@ def _as_near(
         expected = " or ".join(quantities.axes_of(claimed))
         words = f"{sentence}; {claimed} has axes {expected.replace(' or ', ' ')}"
         return replace(one, rule="wrong-shape", sentence=words)
+    if near.how == "sum" and (own := _as_close(bench, one, claimed, near)) is not None:
+        near = own
+        sentence, found = told_near(one.name, near)
+        one = replace(one, sentence=sentence, found=found)
     one = replace(one, evidence={"distance": near.distance})
-    if near.how == "nearest":
-        if words := _shifted(bench, one, claimed):
+    if near.how in ("nearest", "sum"):
+        words = _shifted(bench, one, claimed) or _rows_moved(bench, one, claimed)
+        if words:
             said = f"`{one.name}` is {words}"
             return replace(one, rule="wrong-tokens", sentence=said, found=words)
+    if near.how == "nearest":
         words, cause = _together(bench, one, claimed)
         if words:
             said = f"`{one.name}` is {words}"
@@ -229,6 +236,41 @@ def _partly(bench: Bench, one: Judgement, claimed: Site) -> str:
             share = float((known.cpu() == one.tensor.detach().cpu()).float().mean())
             if share > _SOME:
                 return f"; {share:.0%} of its values are those of {claimed}"
+    return ""
+
+
+def _as_close(bench: Bench, one: Judgement, claimed: Site, near: Near) -> Near | None:
+    """Return the site itself if a tensor is no further from it than from a sum.
+
+    What goes into a site may well be had from it by taking something away.
+    """
+    mine = one.tensor.detach().cpu()
+    for trace in bench.catalogue.current:
+        known = trace.get(claimed)
+        if known is not None and known.shape == mine.shape:
+            gap = distance(mine, known.cpu())
+            if gap <= 2 * near.distance:
+                own = quantities.Quantity(claimed, known, quantities.axes_of(claimed))
+                return Near("nearest", own.label, (own,), gap)
+    return None
+
+
+def _rows_moved(bench: Bench, one: Judgement, claimed: Site) -> str:
+    """Say if a tensor is a site with its rows in another order, up to rounding."""
+    mine = one.tensor.detach().cpu()
+    for trace in bench.catalogue.current:
+        known = trace.get(claimed)
+        if known is None or known.shape != mine.shape or mine.ndim < 2:
+            continue
+        if quantities.axes_of(claimed)[0] != "B" or not 1 < len(mine) <= _MOST_ROWS:
+            continue
+        allowed, theirs = bench.allowed(mine, known), list(known.cpu())
+        order = [
+            next((n for n, row in enumerate(theirs) if apart(own, row) <= allowed), -1)
+            for own in mine
+        ]
+        if sorted(order) == list(range(len(mine))) != order:
+            return f"{claimed} with its rows in the order {order}"
     return ""
 
 
