@@ -72,7 +72,7 @@ def audit(
         gpt2.require_inputs(model, inputs)
     planned = list(situations(model, inputs, accepted(function), effort))
     outcome = Outcome(Caller(function, model, timeout), model, claims or {}, names)
-    mode, process = model.training, _Generators()
+    process = _Generators()
     try:
         for number, situation in enumerate(planned):
             if progress is not None:
@@ -81,7 +81,6 @@ def audit(
             if outcome.hopeless:
                 break
     finally:
-        model.train(mode)
         process.put_back()
     _require_used(claims or {}, outcome)
     found = [one for one in outcome.findings() if one.rule.code not in ignored]
