@@ -431,7 +431,7 @@ def product_rounding(dtype: torch.dtype, device: torch.device) -> float:
 
 # Fused attention's backends: flash, efficient, math, cudnn. The last switch lets math
 # keep half-precision scores and sums in half precision.
-_SWITCHES: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
+SDP_SWITCHES: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.math_sdp_enabled, cuda.enable_math_sdp),
@@ -441,7 +441,7 @@ _SWITCHES: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
         cuda.allow_fp16_bf16_reduction_math_sdp,
     ),
 )
-_READ = [read for read, _ in _SWITCHES]
+_READ = [read for read, _ in SDP_SWITCHES]
 _MATH, _REDUCED = 2, 4
 
 
@@ -452,7 +452,7 @@ def sdp_backends() -> tuple[bool, ...]:
 
 def set_sdp_backends(enabled: tuple[bool, ...]) -> None:
     """Put back what ``sdp_backends`` returned; older traces lack the last switch."""
-    for (_, switch), on in zip(_SWITCHES, enabled, strict=False):
+    for (_, switch), on in zip(SDP_SWITCHES, enabled, strict=False):
         switch(on)
 
 

@@ -81,6 +81,8 @@ def _left_behind(call: Call) -> Iterator[Finding]:
             grave = "note"  # everybody calls eval(), mostly on a model in eval mode
         if name == "requires-grad-changed" and "gradient" in one.words:
             grave = grave or "warning"
+        if name == "config-changed" and one.words.endswith(" is new"):
+            grave = grave or "warning"  # nothing of the model's own reads it
         if one.place == "threads":
             grave = "note"  # it may be a server of the code's own
         by_rule[name, grave].append(one)

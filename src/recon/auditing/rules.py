@@ -233,7 +233,7 @@ RULES = (
         "RC209",
         "config-changed",
         "error",
-        "The model's config is another one than before.",
+        "The model's config, or an attribute of a module, is another one than before.",
         "Pass options to the call, or put the config back.",
     ),
     Rule(
@@ -261,8 +261,7 @@ RULES = (
         "RC213",
         "requires-grad-changed",
         "error",
-        "Parameters require or hold gradients where they did not, or the other way "
-        "round.",
+        "Parameters require gradients or none, or hold others, unlike before.",
         "Use torch.no_grad, or put requires_grad back; zero_grad() after backward().",
     ),
     Rule(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from recon.census import Found
-from recon.watch.code import hides_another
-from recon.watch.process import RANDOM, same
+from recon.watch.code import hides_another, is_routine, written_by_a_library
+from recon.watch.process import RANDOM, SETTINGS, UNKNOWN, Setting, same
 from recon.watch.state import State
+from recon.watch.tables import alike, holds_tensors
 from recon.watch.weights import Held
 
 
@@ -43,7 +43,9 @@ def changes(before: State, after: State) -> Iterator[Change]:
         was, now = before.config.get(key), after.config.get(key)
         if was != now:
             yield Change("config-changed", key, f"was {was!r}, is {now!r}")
-    yield from _process_changes(before.process, after.process)
+    for setting in SETTINGS:
+        was, now = before.process[setting.name], after.process[setting.name]
+        yield from _setting_changes(setting, was, now)
     for name, was in before.code.items():
         if after.code.get(name, was) is not was:
             yield Change("forward-replaced", name, "is another function")
@@ -55,22 +57,36 @@ def changes(before: State, after: State) -> Iterator[Change]:
             yield Change("global-state-changed", "threads", f"{thread.name} still runs")
 
 
-def _process_changes(
-    before: Mapping[str, Any], after: Mapping[str, Any]
-) -> Iterator[Change]:
-    for name, was in before.items():
-        now = after[name]
-        if name in RANDOM:
-            if not same(was, now):
-                yield Change("random-state-changed", name, "")
-        elif isinstance(was, dict):
-            yield from _process_changes(
-                {f"{name} {key}": one for key, one in was.items()},
-                {f"{name} {key}": now[key] for key in was},
-            )
-        elif not same(was, now):
-            words = f"was {_short(was)}, is {_short(now)}"
-            yield Change("global-state-changed", name, words)
+def _setting_changes(setting: Setting, was: Any, now: Any) -> Iterator[Change]:
+    """Tell of a setting; of one that torch could not tell before or cannot now, not.
+
+    Others tell why: those that it disagrees with.
+    """
+    if was is UNKNOWN or now is UNKNOWN or same(was, now):
+        return
+    if isinstance(was, dict):
+        for key in sorted({*was, *now}):
+            old, new = was.get(key, _ABSENT), now.get(key, _ABSENT)
+            if not same(old, new) and not written_by_a_library(key):
+                words = _other(old, new, _short, secret=setting.secret)
+                yield Change(setting.rule, f"{setting.name} {key}", words)
+        return
+    words = "" if setting.rule == RANDOM else _other(was, now, _short)
+    yield Change(setting.rule, setting.name, words)
+
+
+_ABSENT = object()
+
+
+def _other(
+    was: Any, now: Any, show: Callable[[Any], str], *, secret: bool = False
+) -> str:
+    """Say what something was and is, or only that it is another."""
+    if was is _ABSENT:
+        return "is new"
+    if now is _ABSENT:
+        return "is gone"
+    return "is another" if secret else f"was {show(was)}, is {show(now)}"
 
 
 def _short(value: Any) -> str:
@@ -120,17 +136,37 @@ def _hook_changes(
 def _module_changes(before: State, after: State) -> Iterator[Change]:
     for path in sorted({*before.modules, *after.modules}):
         was, now = before.modules.get(path), after.modules.get(path)
-        if was is not now:
-            words = f"was {_kind(was)}, is {_kind(now)}"
-            yield Change("forward-replaced", path, words)
-            continue
-        for key in sorted({*before.plain[path], *after.plain[path]}):
-            old, new = before.plain[path].get(key), after.plain[path].get(key)
-            if old != new and not (old != old and new != new):
-                rule = "mode-changed" if key == "training" else "config-changed"
-                yield Change(rule, path, f"{key} was {old!r}, is {new!r}")
-        for key in sorted(after.holding[path] - before.holding[path]):
+        kinds = before.kinds.get(path), after.kinds.get(path)
+        if was is not now or kinds[0] is not kinds[1]:
+            words = ", is ".join(map(_kind, kinds))
+            yield Change("forward-replaced", path, f"was {words}")
+        if was is now:
+            old, new = before.attributes[path], after.attributes[path]
+            for key in sorted({*old, *new}):
+                yield from _attribute_changes(path, kinds[0], key, old, new)
+
+
+def _attribute_changes(
+    path: str,
+    kind: type | None,
+    key: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+) -> Iterator[Change]:
+    """Tell of an attribute of a module, but for the libraries' own marks."""
+    was, now = before.get(key, _ABSENT), after.get(key, _ABSENT)
+    if alike(was, now):
+        return
+    if holds_tensors(now):
+        if not holds_tensors(was):
             yield Change("tensor-left", path, f"{key} holds tensors")
+    elif written_by_a_library(key):
+        return
+    elif callable(now) and is_routine(type(getattr(kind, key, None))):
+        yield Change("forward-replaced", path, f"{key} hides a function")
+    else:
+        rule = "mode-changed" if key == "training" else "config-changed"
+        yield Change(rule, path, f"{key} {_other(was, now, reprlib.repr)}")
 
 
 def _weight_changes(
@@ -141,20 +177,27 @@ def _weight_changes(
         if was is None or now is None:
             words = "is new" if was is None else "is gone"
             yield Change("weights-changed", name, words)
-        elif was.checksum != now.checksum or was.shape != now.shape:
+        elif not was.equals(now):
             yield Change("weights-changed", name, _other_values(was, now))
         elif was.tensor is not now.tensor:
             yield Change("weights-changed", name, "is another tensor of equal values")
         elif was.wants_grad != now.wants_grad:
             words = f"requires_grad was {was.wants_grad}, is {now.wants_grad}"
             yield Change("requires-grad-changed", name, words)
-        elif was.gradient is not now.gradient:
+        elif not _one_gradient(was, now):
             yield Change("requires-grad-changed", name, "holds another gradient")
         if was is not None and now is not None and was.hooks != now.hooks:
             more = len(now.hooks - was.hooks)
             rule = "hooks-left" if more else "hooks-removed"
             words = f"{more} hooks on the tensor" if more else "a hook on the tensor"
             yield Change(rule, name, words)
+
+
+def _one_gradient(was: Held, now: Held) -> bool:
+    """Whether a parameter has the gradient that it had, of the same values, or none."""
+    if was.gradient is None or now.gradient is None:
+        return was.gradient is now.gradient
+    return was.gradient.is_as(now.gradient)
 
 
 def _other_values(was: Held, now: Held) -> str:
@@ -166,5 +209,5 @@ def _other_values(was: Held, now: Held) -> str:
     return "holds other values"
 
 
-def _kind(module: nn.Module | None) -> str:
-    return "nothing" if module is None else type(module).__name__
+def _kind(kind: type | None) -> str:
+    return "nothing" if kind is None else kind.__name__

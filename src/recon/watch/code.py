@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, MutableMapping
+from functools import cache
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 _WATCHED = ("torch.nn", "transformers")
 
@@ -20,9 +23,9 @@ _ROUTINES = (BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType)
 _BOOKKEEPING = frozenset({"__setattr__", "__delattr__", "__init__", "__setstate__"})
 
 
-def functions(modules: Iterable[nn.Module]) -> dict[str, Any]:
-    """Return the functions that the modules' classes and files consist of, by name."""
-    classes = {kind for module in modules for kind in type(module).__mro__}
+def functions(of: Iterable[type]) -> dict[str, Any]:
+    """Return the functions that modules' classes and files consist of, by name."""
+    classes = {kind for module in set(of) for kind in module.__mro__}
     kinds = [kind for kind in classes if kind.__module__.startswith(_WATCHED)]
     kinds.append(Tensor)
     files = {kind.__module__ for kind in kinds if "gpt2" in kind.__module__}
@@ -73,6 +76,25 @@ def drop_function(name: str) -> None:
 def of_a_library(code: Any) -> bool:
     """Whether a function belongs to the libraries, which may load more at any time."""
     return str(getattr(code, "__module__", "")).partition(".")[0] in _LIBRARIES
+
+
+@cache
+def written_by_a_library(name: str) -> bool:
+    """Whether torch or transformers themselves write such a private name.
+
+    An attribute of a module, or a variable of the environment: a mark of their own.
+    """
+    if not name.startswith("_"):
+        return False
+    plain, whole = name.encode(), re.compile(rb"[.\"']%s\b" % re.escape(name).encode())
+    for module, held in list(sys.modules.items()):
+        file = getattr(held, "__file__", None) or ""
+        if module.startswith(("torch.", "transformers.")) and file.endswith(".py"):
+            path = Path(file)
+            text = path.read_bytes() if path.is_file() else b""
+            if plain in text and whole.search(text):
+                return True
+    return False
 
 
 def hides_another(name: str) -> bool:
