@@ -390,6 +390,21 @@ def test_what_is_no_function_is_refused_and_not_run(model):
         recon.audit("f.py:f", model)
 
 
+def test_an_effort_that_there_is_not_is_refused(model):
+    with pytest.raises(UsageError, match="effort 'full': expected one of quick, def"):
+        recon.audit(lambda model, input_ids: {}, model, effort="full")
+
+
+def test_a_model_that_cannot_run_is_refused_and_no_code_is_faulted(make_model):
+    shortened = make_model(n_layer=3)
+    del shortened.transformer.h[1]
+    shortened.config.n_layer = 2
+    unmade = make_model().to("meta")
+    for one, words in [(shortened, "model itself raised Index"), (unmade, "'meta'")]:
+        with pytest.raises(UsageError, match=words):
+            recon.audit(lambda model, input_ids: {}, one)
+
+
 def test_a_function_that_exits_raises(model):
     def capture(model, input_ids):
         raise SystemExit(3)

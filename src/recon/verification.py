@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +51,7 @@ def verify(
     Raises UnsupportedError for a model or option that recon does not check,
     UsageError for inputs that the model cannot take.
     """
+    gpt2.require_names(model, inputs, ("levels", "bound", "stream"))
     wanted = Levels(tuple(levels), bound)
     if input_ids is not None:
         inputs = {"input_ids": input_ids, **inputs}
@@ -167,13 +169,11 @@ def require_verifiable(trace: Trace) -> None:
 # -- running -------------------------------------------------------------------
 
 
-def _run(
-    ask: Callable[[nn.Module, Mapping[str, Any]], Reference],
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-) -> Reference:
+@contextmanager
+def told_as_the_models_own() -> Iterator[None]:
+    """Turn what a model raises by itself into a UsageError of one line."""
     try:
-        return ask(model, inputs)
+        yield
     except (ReconError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -190,6 +190,15 @@ def _of_a_hook(error: BaseException) -> bool:
     ours = [home.startswith("recon.") for home in homes]
     called = ours.index(False) if False in ours else len(ours)
     return any(ours[called:])
+
+
+def _run(
+    ask: Callable[[nn.Module, Mapping[str, Any]], Reference],
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+) -> Reference:
+    with told_as_the_models_own():
+        return ask(model, inputs)
 
 
 def _timed(call: Callable[[], Reference]) -> tuple[Reference, float]:

@@ -31,6 +31,7 @@ from recon.recorder import (
     of_gradients,
 )
 from recon.trace import Trace
+from recon.verification import told_as_the_models_own
 from recon.watch import Change, Keeper, State, changes
 
 _SEED = 20_26
@@ -150,6 +151,10 @@ class Caller:
         """What the function is called; it may say what a bare ``layer_3`` is of."""
         return str(getattr(self._function, "__name__", ""))
 
+    def require_run(self, situation: Situation) -> None:
+        """Raise UsageError for a model that cannot run by itself."""
+        self._by_itself(situation, situation.inputs)
+
     def call(self, situation: Situation) -> Call:
         """Run the function once; never raises what the function raises."""
         done = self._once(situation)
@@ -264,7 +269,7 @@ class Caller:
             gpt2.require_inputs(self._model, inputs)
             recorder = Recorder(gpt2.plan(self._model), Options())
             begun = time.perf_counter()
-            with recorder:
+            with recorder, told_as_the_models_own():
                 self._model(**inputs)
             self._pass = max(self._pass, time.perf_counter() - begun)
             return recorder.trace

@@ -18,7 +18,12 @@ from recon.auditing.outcome import Outcome
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
 from recon.auditing.signatures import Function, accepted
-from recon.auditing.situations import Effort, Situation, situations
+from recon.auditing.situations import (
+    Effort,
+    Situation,
+    require_effort,
+    situations,
+)
 from recon.auditing.vocabularies import Names
 from recon.deadline import require_seconds
 from recon.errors import UsageError
@@ -61,6 +66,7 @@ def audit(
     """
     begun = time.perf_counter()
     require_seconds(timeout)
+    require_effort(effort)
     ignored = {rule(word).code for word in ignore}
     if not callable(function):
         raise UsageError(
@@ -71,9 +77,11 @@ def audit(
     if inputs is not None:
         gpt2.require_inputs(model, inputs)
     planned = list(situations(model, inputs, accepted(function), effort))
-    outcome = Outcome(Caller(function, model, timeout), model, claims or {}, names)
+    caller = Caller(function, model, timeout)
+    outcome = Outcome(caller, model, claims or {}, names)
     process = _Generators()
     try:
+        caller.require_run(planned[0])
         for number, situation in enumerate(planned):
             if progress is not None:
                 progress(situation.name, number, len(planned))

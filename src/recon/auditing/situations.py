@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from recon import gpt2
+from recon.errors import UsageError
+from recon.listed import listed
 
 Effort: TypeAlias = Literal["quick", "default", "thorough"]
 
 _TOKENS = 11
+
+
+def require_effort(effort: str) -> None:
+    """Raise UsageError for an effort that there is not."""
+    known = get_args(Effort)
+    if effort not in known:
+        raise UsageError(
+            f"effort {effort!r}: expected one of {listed(known, len(known))}"
+        )
 
 
 @dataclass(frozen=True, eq=False)

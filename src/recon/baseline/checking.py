@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from recon import gpt2
 from recon.baseline import files, fingerprints
 from recon.baseline.document import Asked, Baseline, Weight
 from recon.baseline.findings import BaselineReport, Finding, Moved, rule
@@ -54,6 +55,7 @@ def record_baseline(
     baseline of it would vouch for a fault. Raises UsageError for a file that cannot be
     written and for inputs that cannot be kept.
     """
+    gpt2.require_names(model, inputs, ("asked", "source", "overhead"))
     if input_ids is not None:
         inputs = {"input_ids": input_ids, **inputs}
     rounds = _ROUNDS if overhead else 0
@@ -78,6 +80,7 @@ def check_baseline(
     Raises UsageError for a file that is damaged or foreign and for other inputs;
     findings are in the report.
     """
+    gpt2.require_names(model, inputs, ("asked", "allowances"))
     then = files.read(Path(file))
     if input_ids is not None:
         inputs = {"input_ids": input_ids, **inputs}

@@ -17,6 +17,7 @@ from recon.gpt2.reference import (
     is_own_capture,
     reference,
     require_inputs,
+    require_names,
     sparing,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "plan",
     "reference",
     "require_inputs",
+    "require_names",
     "sparing",
     "stage_identities",
     "with_weights",

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from recon.errors import UnsupportedError, UsageError
 from recon.gpt2 import caches
 from recon.gpt2.modules import base
 from recon.gpt2.passes import SUPPORTED_ATTENTION
+from recon.listed import listed, meant
+
+# What wrappers of a GPT-2's forward take, or pass on to its loss, without naming it.
+_WRAPPERS = (
+    *("output_hidden_states", "output_attentions", "return_dict"),
+    *("past_key_values", "num_items_in_batch"),
+)
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +133,50 @@ def hidden_states_problem(model: nn.Module) -> str:
     )
 
 
+def require_names(
+    model: nn.Module, inputs: Mapping[str, Any], options: Collection[str] = ()
+) -> None:
+    """Raise UsageError for an input that the model's forward does not name.
+
+    A forward with ``**kwargs`` would take any and do nothing with it. ``options`` are
+    the other keywords of the function that was called, which may have been meant.
+    """
+    if not isinstance(inputs, Mapping):
+        raise UsageError(
+            f"inputs: expected a mapping of names to tensors, such as "
+            f"{{'input_ids': ...}}, found {type(inputs).__name__}"
+        )
+    known = _named(model)
+    for name in inputs:
+        if name not in known:
+            hint = meant(name, [*options, *known])
+            hint = hint or f"; it takes {listed(known, _MOST_SHOWN)}"
+            kind = type(model).__name__
+            raise UsageError(f"{name}: no input of {kind} has such a name{hint}")
+
+
+def _named(model: nn.Module) -> tuple[str, ...]:
+    """Name the keywords of a model's forward, those of its base classes included."""
+    base(model)
+    kinds: tuple[Any, ...] = type(model).__mro__
+    own = [
+        one for one in kinds[: kinds.index(PreTrainedModel)] if "forward" in vars(one)
+    ]
+    found = [
+        one.name
+        for forward in (*(kind.forward for kind in own), model.forward)
+        for one in inspect.signature(forward).parameters.values()
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name != "self"
+    ]
+    return tuple(dict.fromkeys([*found, *_WRAPPERS]))
+
+
 def require_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     """Raise UsageError for inputs that this model cannot take, in one line.
 
     Raises UnsupportedError for a kernel of attention that recon does not check.
     """
+    require_names(model, inputs)
     config = base(model).config
     if config._attn_implementation not in SUPPORTED_ATTENTION:
         raise UnsupportedError(
@@ -137,23 +186,7 @@ def require_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         )
     if any(weight.is_meta for weight in model.parameters()):
         raise UsageError("the model's weights are on device 'meta': nothing to run")
-    ids, embeddings = inputs.get("input_ids"), inputs.get("inputs_embeds")
-    if (ids is None) == (embeddings is None):
-        raise UsageError("give either input_ids or inputs_embeds")
-    name, given = (
-        ("input_ids", ids) if ids is not None else ("inputs_embeds", embeddings)
-    )
-    wanted = 2 if ids is not None else 3
-    if not isinstance(given, Tensor) or given.ndim != wanted:
-        shape = (
-            tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        )
-        axes = "(batch, tokens)" if wanted == 2 else "(batch, tokens, width)"
-        raise UsageError(f"{name}: expected a tensor of shape {axes}, found {shape}")
-    if not given.shape[0] or not given.shape[1]:
-        raise UsageError(f"{name} is empty, shape {tuple(given.shape)}: nothing to run")
-    if ids is not None:
-        _require_range("token id", ids, config.vocab_size)
+    given = _tokens(model, inputs)
     past = caches.among(inputs)
     seen = caches.length(past) if past is not None else 0
     if inputs.get("position_ids") is not None:
@@ -172,7 +205,32 @@ def require_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         )
 
 
+def _tokens(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the ids or embeddings among the inputs, once they are known to be fit."""
+    ids, embeddings = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    if (ids is None) == (embeddings is None):
+        raise UsageError("give either input_ids or inputs_embeds")
+    name, given = (
+        ("input_ids", ids) if ids is not None else ("inputs_embeds", embeddings)
+    )
+    wanted = 2 if ids is not None else 3
+    if not isinstance(given, Tensor) or given.ndim != wanted:
+        shape = (
+            tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        )
+        axes = "(batch, tokens)" if wanted == 2 else "(batch, tokens, width)"
+        raise UsageError(f"{name}: expected a tensor of shape {axes}, found {shape}")
+    if not given.shape[0] or not given.shape[1]:
+        raise UsageError(f"{name} is empty, shape {tuple(given.shape)}: nothing to run")
+    if ids is not None:
+        _require_range("token id", ids, base(model).config.vocab_size)
+    return given
+
+
 def _require_range(what: str, ids: Tensor, size: int) -> None:
+    if ids.is_floating_point() or ids.is_complex():
+        kind = str(ids.dtype).removeprefix("torch.")
+        raise UsageError(f"expected {what}s that are integers, found {kind}")
     outside = ids[(ids < 0) | (ids >= size)]
     if outside.numel():
         raise UsageError(

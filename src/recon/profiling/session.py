@@ -69,8 +69,9 @@ def profile(
             f"rounds={rounds}, leak_rounds={leak_rounds}: expected at least 2 and 3"
         )
     gpt2.plan(model)
-    given = dict(inputs) if inputs is not None else _some_ids(model)
-    gpt2.require_inputs(model, given)
+    inputs = inputs if inputs is not None else _some_ids(model)
+    gpt2.require_inputs(model, inputs)
+    given = dict(inputs)
     name = target_name or getattr(target, "__qualname__", "")
     with _put_back(model, copied=target is not None):
         trace = record(model, **given)
