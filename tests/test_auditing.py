@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -882,3 +883,53 @@ def test_bytes_and_children_print_into_nothing(model, capfd):
 
     assert not found(capture, model)
     assert capfd.readouterr() == ("", "")
+
+
+# -- a model that computes NaN -------------------------------------------------------
+
+
+def not_finite(make_model):
+    """Return a model that computes NaN from block 1's MLP on."""
+    model = make_model()
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    return model
+
+
+def mlps_of(model, input_ids):
+    places = {f"h.{i}.mlp_out": b.mlp for i, b in enumerate(model.transformer.h)}
+    return outputs_of(model, input_ids, places)
+
+
+def outputs_of(model, input_ids, places):
+    kept = {}
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in places.items():
+            hook = partial(lambda name, m, args, out: kept.update({name: out}), name)
+            stack.callback(module.register_forward_hook(hook).remove)
+        model(input_ids)
+    return kept
+
+
+def test_what_a_model_computes_as_nan_is_right_and_noted(make_model):
+    model = not_finite(make_model)
+    report = recon.audit(mlps_of, model)
+    assert report.verdict == "clean"
+    assert {one.status for one in report.tensors} == {"right"}
+    (note,) = [f for f in report.findings if f.rule.name == "not-finite"]
+    assert note.severity == "note"
+    assert "from h.1.mlp.pre on" in note.message
+
+
+def test_nan_where_the_model_computes_numbers_is_wrong_beside_nan_of_its_own(
+    make_model,
+):
+    def capture(model, input_ids):
+        kept = mlps_of(model, input_ids)
+        first = kept["h.0.mlp_out"].clone()
+        first[0, 0, 0] = float("nan")
+        return kept | {"h.0.mlp_out": first}
+
+    found = recon.audit(capture, not_finite(make_model)).findings
+    (wrong,) = [f for f in found if f.severity == "error"]
+    assert (wrong.rule.name, wrong.places) == ("not-finite", ("h.0.mlp_out",))

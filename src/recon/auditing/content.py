@@ -69,6 +69,16 @@ def hashes(tensor: Tensor) -> Tensor:
     return found
 
 
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one dtype hold the same values; NaN equals NaN here."""
+    if one.shape != other.shape:
+        return False
+    if torch.equal(one, other):
+        return True
+    unlike = one != other
+    return bool((one.isnan() & other.isnan())[unlike].all())
+
+
 def _mix(values: Tensor, into: Tensor) -> None:
     # Adding zero makes a negative zero positive.
     into.copy_((values + 0).view(_BITS[values.element_size()]))

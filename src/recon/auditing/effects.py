@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from recon.auditing.calls import Call
@@ -60,6 +61,8 @@ def effects(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
     if call.situation.raises:
         return
     yield from _mode(call)
+    if not any(one.clean is not None for one in earlier):
+        yield from _not_finite(call)
     if ignored := _mask_ignored(call):
         yield ignored
     else:
@@ -122,6 +125,26 @@ def _mode(call: Call) -> Iterator[Finding]:
                 "eval mode",
                 run=call.situation.name,
                 severity="warning",
+            )
+            return
+
+
+def _not_finite(call: Call) -> Iterator[Finding]:
+    """Say from where on the model by itself computes NaN or infinity."""
+    for place, tensor in call.clean.tensors.items() if call.clean is not None else ():
+        count = int((~torch.isfinite(tensor)).sum())
+        if count and not place.part.endswith("scores"):
+            words = (
+                f"the model by itself computes values that are NaN or infinite, from "
+                f"{place} on ({count:,} of {tensor.numel():,}): captures of them hold "
+                "no more than it does, and tell little"
+            )
+            yield finding(
+                "not-finite",
+                words,
+                run=call.situation.name,
+                severity="note",
+                mend="Look for the weight or the input that is not finite.",
             )
             return
 

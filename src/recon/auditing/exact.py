@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from recon.auditing.content import WHOLE, Content, Part, joined
+from recon.auditing.content import WHOLE, Content, Part, joined, same
 from recon.auditing.layouts import Layout, layout
 from recon.auditing.quantities import Quantity
 from recon.auditing.shelves import Shelf
@@ -181,9 +181,7 @@ def _picked(
     pieces = [part.of(one.tensor).squeeze() for part in parts]
     whole = torch.stack(pieces, min(axis, pieces[0].ndim))
     known = whole if cast is None else whole.to(cast)
-    if known.shape != values.squeeze().shape or not torch.equal(
-        known, values.squeeze()
-    ):
+    if not same(known, values.squeeze()):
         return None
     name = one.axes[parts[0].axes[0]]
     kept = tuple(a for n, a in enumerate(one.axes) if n not in parts[0].axes)
@@ -203,8 +201,10 @@ def _repeated(
         return None
     known = one.tensor if cast is None else one.tensor.to(cast)
     order = layout(known, one.axes, values.select(axis, 0))
-    same = torch.equal(values, values.select(axis, 0).unsqueeze(axis).expand_as(values))
-    return Exact(one, WHOLE, order, (), cast) if order is not None and same else None
+    each = values.select(axis, 0).unsqueeze(axis).expand_as(values)
+    if order is None or not same(values, each):
+        return None
+    return Exact(one, WHOLE, order, (), cast)
 
 
 def _piece(hit: Exact) -> tuple[object, ...]:

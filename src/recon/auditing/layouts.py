@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from recon.auditing.content import Content
+from recon.auditing.content import Content, same
 from recon.listed import listed
 
 # Axes that may be written as one: the width of all heads, and the rows of a batch.
@@ -78,7 +78,7 @@ def _viewed(slim: Tensor, names: tuple[str, ...], target: Tensor) -> Layout | No
     for back in permutations(range(target.ndim)):
         read = target.permute(back)
         for order in starts.get(_start(read), ()):
-            if torch.equal(slim.permute(order).reshape(-1), read.reshape(-1)):
+            if same(slim.permute(order).reshape(-1), read.reshape(-1)):
                 sizes = "x".join(map(str, read.shape))
                 said = f"{' '.join(names[n] for n in order)} viewed as {sizes}"
                 return Layout(names, False, f"in a scrambled order ({said})")
@@ -94,9 +94,9 @@ def _start(tensor: Tensor) -> tuple[float, ...]:
 def _equal(turned: Tensor, target: Tensor) -> bool:
     flat = target.reshape(-1)
     head = turned.shape and turned[(0,) * (turned.ndim - 1)][:_LOOKS]
-    if isinstance(head, Tensor) and not torch.equal(head, flat[: len(head)]):
+    if isinstance(head, Tensor) and not same(head, flat[: len(head)]):
         return False
-    return torch.equal(turned.reshape(-1), flat)
+    return same(turned.reshape(-1), flat)
 
 
 def _described(
@@ -145,7 +145,7 @@ def _shuffled(slim: Tensor, names: tuple[str, ...], target: Tensor) -> Layout | 
         turned_names = tuple(names[n] for n in order)
         for axis, change in _reorderings(turned, target):
             again = turned.index_select(axis, torch.tensor(change))
-            if torch.equal(again, target):
+            if same(again, target):
                 words = _in_words(change)
                 return Layout(
                     turned_names, False, words, turned_names[axis], tuple(change)

@@ -98,6 +98,7 @@ def _refused(bench: Bench, one: Judgement) -> Judgement:
         also = f", in a pass on {words}" if words else ""
         return replace(wrong, sentence=f"{wrong.sentence}{also}")
     masked = claimed.part.endswith("scores") and not bool(one.tensor.isnan().any())
+    masked = masked or not _computed_finite(bench, claimed)
     if not bool(torch.isfinite(one.tensor).all()) and not masked:
         count = int((~torch.isfinite(one.tensor)).sum())
         words = f"`{one.name}` holds {count} values that are NaN or infinite"
@@ -110,6 +111,11 @@ def _refused(bench: Bench, one: Judgement) -> Judgement:
         one.tensor, wanted, lambda q: q.site in likely and not q.form
     )
     return _as_near(bench, one, near, claimed)
+
+
+def _computed_finite(bench: Bench, place: Site) -> bool:
+    held = [t.tensors[place] for t in bench.catalogue.current if place in t.tensors]
+    return all(bool(torch.isfinite(one).all()) for one in held)
 
 
 def _inputs_of(bench: Bench, wanted: Sequence[Site]) -> Iterator[Site]:
