@@ -413,12 +413,27 @@ def test_a_function_that_exits_raises(model):
     assert "SystemExit: 3" in found(capture, model)["raises"].message
 
 
-def test_a_sparse_tensor_is_told_as_one(model):
+def test_a_sparse_tensor_is_told_as_one_and_judged(model):
     def capture(model, input_ids):
         with torch.no_grad():
             return {"logits": model(input_ids).logits.to_sparse()}
 
-    assert "a sparse tensor" in found(capture, model)["nothing-captured"].message
+    (one,) = recon.audit(capture, model, effort="quick").tensors
+    assert one.status == "right"
+    assert one.sentence.endswith(", in a sparse tensor")
+
+
+def test_a_sparse_tensor_that_is_too_large_to_write_out_is_no_pass(model):
+    def capture(model, input_ids):
+        with torch.no_grad():
+            logits = model(input_ids).logits
+        where, sizes = torch.zeros(3, 1, dtype=torch.long), (2**11, 2**10, 2**10)
+        huge = torch.sparse_coo_tensor(where, torch.ones(1), sizes)
+        return {"logits": logits, "h.1.resid_post": huge}
+
+    told = found(capture, model)["unclaimed"]
+    assert told.severity == "warning"
+    assert "too large to be written out" in told.message
 
 
 def test_a_model_without_its_blocks_is_told_and_put_back(model):

@@ -1,11 +1,11 @@
 """Hook code of every kind, right and wrong: what an audit is measured on.
 
 ``RIGHT``, ``EDITS`` and ``WRONG`` are lists of cases, filled by the modules of the
-same names and by ``formulas``, ``gradients`` and ``patching`` when they are imported,
-which is done here.
+same names and by ``formulas``, ``gradients``, ``packed`` and ``patching`` when they
+are imported, which is done here.
 """
 
-from tests.corpus import edits, formulas, gradients, patching, right, wrong
+from tests.corpus import edits, formulas, gradients, packed, patching, right, wrong
 from tests.corpus.cases import EDITS, RIGHT, WRONG, Case, Edit, Fault, Right, Wrong
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "edits",
     "formulas",
     "gradients",
+    "packed",
     "patching",
     "right",
     "wrong",

@@ -114,16 +114,21 @@ class Judge:
         return replace(claim, readings=tuple(kept)) if claim.shaped else claim
 
     def _entry(self, name: str, claim: Claim) -> Claim:
-        """Read an entry of a list as what the list is called, too, if that is loose.
+        """Read an entry of a list as what the list is called, too.
 
-        The list may be of passes, and its number that of a block.
+        The list may be of passes, and its number that of a block. Where the list's name
+        has one meaning, its entries are of no other site.
         """
         whole = name.rpartition(".")[0]
         if claim.strict or whole not in self._call.returned.lists:
             return claim
         of = self._reader.read(whole)
         readings = tuple(dict.fromkeys((*of.readings, *claim.readings)))
-        return claim if of.strict else replace(claim, readings=readings)
+        if of.strict:
+            sites = {one.site for one in of.readings}
+            kept = tuple(one for one in claim.readings if one.site in sites)
+            readings = kept or claim.readings
+        return replace(claim, readings=readings)
 
     # -- one kind of name --------------------------------------------------------
 

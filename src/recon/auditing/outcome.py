@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -166,7 +166,7 @@ class Outcome:
             self._few(call, judged)
         if main:
             self._forms = {one.name: one.form for one in judged if not one.rule}
-        for one in _padding_counted(call, judged, self._forms):
+        for one in _unpacked(call, _padding_counted(call, judged, self._forms)):
             if call.situation.train and one.rule not in _EXACT:
                 continue  # dropout makes other numbers of honest formulas
             if main:
@@ -300,6 +300,14 @@ def _same_prompt(one: Call, other: Call) -> bool:
 def _larger(before: Call, after: Call, name: str) -> bool:
     first, second = before.returned.tensors[name], after.returned.tensors[name]
     return second.numel() > first.numel()
+
+
+def _unpacked(call: Call, judged: Iterable[Judgement]) -> Iterator[Judgement]:
+    """Tell of tensors that were written out to be judged that they were."""
+    for one in judged:
+        kind = call.returned.packed.get(one.name)
+        words = f"{one.sentence}, in {kind}"
+        yield one if kind is None else replace(one, sentence=words)
 
 
 def _padding_counted(

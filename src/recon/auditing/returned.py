@@ -12,6 +12,8 @@ from torch import Tensor
 
 # No capture nests deeper.
 _DEPTH = 12
+# A sparse tensor that would be larger is not written out.
+_MOST_DENSE = 2**30
 
 
 @dataclass
@@ -20,7 +22,9 @@ class Returned:
 
     ``lists`` gives the length of each list of tensors by its name, ``nests`` that of
     every list; ``empty`` names what
-    held nothing, ``live`` objects that later passes change, ``odd`` what is no tensor.
+    held nothing, ``live`` objects that later passes change, ``odd`` what is no tensor,
+    ``unseen`` the tensors among those. What is sparse or nested is written out, and
+    ``packed`` says what it was.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -29,6 +33,8 @@ class Returned:
     empty: list[str] = field(default_factory=list)
     live: dict[str, str] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
+    packed: dict[str, str] = field(default_factory=dict)
 
 
 def take_apart(value: Any) -> Returned:
@@ -54,8 +60,14 @@ def _visit(found: Returned, name: str, value: Any, within: tuple[int, ...]) -> N
 
 def _look(found: Returned, name: str, value: Any, within: tuple[int, ...]) -> None:
     if isinstance(value, Tensor):
-        if kind := _unusual(value):
+        if value.is_nested:
+            _rows(found, name, value, within)
+        elif kind := _unusual(value):
             found.odd[name] = kind
+            found.unseen.add(name)
+        elif value.layout is not torch.strided:
+            found.packed[name] = "a sparse tensor"
+            _look(found, name, value.to_dense(), within)
         elif value.numel() == 0 or value.is_meta:
             found.empty.append(name)
         else:
@@ -81,13 +93,18 @@ def _look(found: Returned, name: str, value: Any, within: tuple[int, ...]) -> No
 
 def _unusual(tensor: Tensor) -> str:
     """Say why the values of a tensor cannot be looked at one by one, if so."""
-    if tensor.is_nested:
-        return "a nested tensor"
-    if tensor.layout is not torch.strided:
-        return "a sparse tensor"
+    if tensor.layout is not torch.strided and tensor.numel() > _MOST_DENSE:
+        return "a sparse tensor, too large to be written out"
     if tensor.is_quantized:
         return "a quantized tensor"
     return "a complex tensor" if tensor.is_complex() else ""
+
+
+def _rows(found: Returned, name: str, nested: Tensor, within: tuple[int, ...]) -> None:
+    """Look at the rows of a nested tensor, as at a list of them."""
+    rows = list(nested.unbind())
+    _look(found, name, rows, within)
+    found.packed |= {_join(name, n): "a nested tensor" for n in range(len(rows))}
 
 
 def _sequence(

@@ -16,6 +16,7 @@ def structure(
 ) -> Iterator[Finding]:
     """Yield what is odd about what a call returned, compared with the ``main`` one."""
     yield from _nothing(call)
+    yield from _not_seen(call, reader)
     if reader is not None:
         yield from _lists(call, reader, depth)
     if main is not None:
@@ -29,14 +30,28 @@ def _nothing(call: Call) -> Iterator[Finding]:
         words = f"`{first}` holds nothing" if first else "the function returned nothing"
         words += f" (and {more} more so)" if more else ""
         yield finding("nothing-captured", words, places=returned.empty, run=run)
-    for name, kind in returned.odd.items() if returned.tensors else ():
-        words = f"`{name}` is {kind}, at which recon does not look"
-        yield finding("unclaimed", words, places=[name], run=run)
     if not returned.tensors and not returned.empty:
         kind = next(iter(returned.odd.values()), "")
         words = "the function returned no tensor that recon can judge"
         words += f"; it is {kind}" if kind else ""
         yield finding("nothing-captured", words, run=run)
+
+
+def _not_seen(call: Call, reader: Reader | None) -> Iterator[Finding]:
+    """Say at what recon does not look: no pass for a tensor that a site is promised."""
+    returned = call.returned
+    for name, kind in returned.odd.items() if returned.tensors else ():
+        claim = None if reader is None else reader.read(name)
+        promised = claim is not None and claim.readings and not claim.soft
+        tensor = name in returned.unseen
+        yield finding(
+            "unclaimed",
+            f"`{name}` is {kind}, at which recon does not look",
+            places=[name],
+            run=call.situation.name,
+            severity="warning" if tensor and promised else None,
+            mend="Return it as a plain tensor of real numbers." if tensor else "",
+        )
 
 
 def _lists(call: Call, reader: Reader, depth: int) -> Iterator[Finding]:
