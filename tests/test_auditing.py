@@ -948,3 +948,44 @@ def test_nan_where_the_model_computes_numbers_is_wrong_beside_nan_of_its_own(
     found = recon.audit(capture, not_finite(make_model)).findings
     (wrong,) = [f for f in found if f.severity == "error"]
     assert (wrong.rule.name, wrong.places) == ("not-finite", ("h.0.mlp_out",))
+
+
+# -- a model with a forward of its own -------------------------------------------------
+
+
+def with_own_forward(make_model):
+    """Return a model whose MLP in block 1 was given another forward."""
+    model = make_model()
+    mlp = model.transformer.h[1].mlp
+    usual = mlp.forward
+    mlp.forward = lambda x: usual(x) * 1.25
+    return model
+
+
+def test_captures_are_judged_by_the_forward_that_the_model_was_given(make_model):
+    report = recon.audit(mlps_of, with_own_forward(make_model))
+    assert report.verdict == "clean"
+    assert {one.status for one in report.tensors} == {"right"}
+    (note,) = report.findings
+    assert (note.rule.name, note.severity) == ("forward-replaced", "note")
+    assert note.places == ("transformer.h.1.mlp",)
+
+
+def test_what_a_forward_of_its_own_goes_on_from_is_not_what_it_makes(make_model):
+    def capture(model, input_ids):
+        place = {"h.1.mlp_out": model.transformer.h[1].mlp.c_proj}
+        return outputs_of(model, input_ids, place)
+
+    (wrong,) = recon.audit(capture, with_own_forward(make_model)).findings[:1]
+    assert (wrong.rule.name, wrong.severity) == ("wrong-terms", "error")
+    assert "as dropout makes it inside of the GPT2MLP" in wrong.message
+
+
+def test_a_pass_on_other_inputs_is_not_said_to_edit_what_the_model_does_itself(
+    make_model,
+):
+    def capture(model, input_ids):
+        return mlps_of(model, input_ids) | {"others": mlps_of(model, input_ids.flip(1))}
+
+    report = recon.audit(capture, with_own_forward(make_model))
+    assert "changes-result" not in {one.rule.name for one in report.findings}

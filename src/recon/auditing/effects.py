@@ -214,7 +214,7 @@ def _result(call: Call, earlier: Sequence[Call]) -> Iterator[Finding]:
         here = (*call.passes, *call.partial)
         stale = replayed(trace, clean, before)
         # What another pass of this very call computed is patched in, not replayed.
-        if stale and not put_from(trace, changed, here):
+        if stale and not put_from(trace, clean, changed, here):
             yield finding(
                 "replays-earlier-run",
                 f"the model's {stale[0]} is that of {stale[1]}",
@@ -234,7 +234,7 @@ def _edited(call: Call, trace: Trace) -> Iterator[Finding]:
     rows = call.situation.rows
     if trace.facts.shape != call.situation.inputs["input_ids"].shape:
         return
-    edit = rows_edited(trace)
+    edit = rows_edited(trace, call.clean)
     if edit is None:
         return
     place, changed = edit

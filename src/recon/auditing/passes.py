@@ -8,7 +8,7 @@ one pass alone, whose local identity fails there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -113,8 +113,22 @@ def rows_changed(trace: Trace, clean: Trace, place: Site) -> list[int]:
     return next((some for some in rows if some), [])
 
 
-def rows_edited(trace: Trace) -> tuple[Site, list[int]] | None:
-    """Return where a pass first breaks a law of its own, and in which rows."""
+def rows_edited(
+    trace: Trace, clean: Trace | None = None
+) -> tuple[Site, list[int]] | None:
+    """Return where a pass first breaks a law of its own, and in which rows.
+
+    Laws that the model breaks by itself, in the ``clean`` pass, are none of its own.
+    """
+    edits = _edits(trace)
+    first = next(edits, None)
+    if first is None or clean is None:
+        return first
+    own = {place for place, _ in _edits(clean)}
+    return next((one for one in (first, *edits) if one[0] not in own), None)
+
+
+def _edits(trace: Trace) -> Iterator[tuple[Site, list[int]]]:
     for identity in gpt2.identities(trace):
         found = trace.tensors.get(identity.site)
         made = None if found is None else _made(trace, identity)
@@ -122,8 +136,7 @@ def rows_edited(trace: Trace) -> tuple[Site, list[int]] | None:
             continue
         rows = _rows_apart(found, made)
         if rows and certified(trace, identity).verdict == "diverged":
-            return identity.site, rows
-    return None
+            yield identity.site, rows
 
 
 def _predicted(trace: Trace, place: Site) -> Tensor | None:
@@ -169,17 +182,17 @@ def replayed(
         held = other.tensors.get(last)
         if held is None or same_inputs(other, clean):
             continue
-        if alike(mine, held) and rows_edited(other) is None:
+        if alike(mine, held) and rows_edited(other, clean) is None:
             return last, run
     return None
 
 
-def put_from(trace: Trace, place: Site, others: Iterable[Trace]) -> bool:
+def put_from(trace: Trace, clean: Trace, place: Site, others: Iterable[Trace]) -> bool:
     """Whether what a pass has at a site is a tensor that another computed, unedited."""
     held = trace.tensors[place]
     return any(
         any(alike(held, one) for one in other.tensors.values())
-        and rows_edited(other) is None
+        and rows_edited(other, clean) is None
         for other in others
         if other is not trace
     )

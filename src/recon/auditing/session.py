@@ -14,6 +14,7 @@ from recon import gpt2
 from recon.auditing.calls import Call, Caller
 from recon.auditing.claims import concern
 from recon.auditing.findings import AuditReport
+from recon.auditing.given import of_its_own
 from recon.auditing.outcome import Outcome
 from recon.auditing.returned import take_apart
 from recon.auditing.rules import rule
@@ -79,6 +80,7 @@ def audit(
     planned = list(situations(model, inputs, accepted(function), effort))
     caller = Caller(function, model, timeout)
     outcome = Outcome(caller, model, claims or {}, names)
+    own = list(of_its_own(model))
     process = _Generators()
     try:
         caller.require_run(planned[0])
@@ -91,8 +93,9 @@ def audit(
     finally:
         process.put_back()
     _require_used(claims or {}, outcome)
-    found = [one for one in outcome.findings() if one.rule.code not in ignored]
-    left_out = len(outcome.findings()) - len(found)
+    told = [*outcome.findings(), *own]
+    found = [one for one in told if one.rule.code not in ignored]
+    left_out = len(told) - len(found)
     file, line = _source(function)
     return AuditReport(
         target=target or getattr(function, "__qualname__", repr(function)),

@@ -7,6 +7,7 @@ A second architecture is a second package like this one.
 
 from recon.gpt2.hooking import passages, plan
 from recon.gpt2.interruption import InterruptionError, interrupted
+from recon.gpt2.known import of_its_own
 from recon.gpt2.laws import identities, identity_of, stage_identities
 from recon.gpt2.modules import base
 from recon.gpt2.passes import SUPPORTED_ATTENTION, with_weights
@@ -32,6 +33,7 @@ __all__ = [
     "identity_of",
     "interrupted",
     "is_own_capture",
+    "of_its_own",
     "passages",
     "plan",
     "reference",

@@ -71,6 +71,11 @@ def strangers(parts: Parts) -> Iterator[str]:
             yield described(path, module, *kinds)
 
 
+def of_its_own(model: nn.Module) -> Iterator[str]:
+    """Name the modules of a supported model that compute otherwise than GPT-2's do."""
+    yield from strangers(Parts.of(model))
+
+
 @lru_cache
 def _used(kind: Any) -> tuple[str, ...]:
     """List the names that a class's forward uses, also by way of its own methods."""

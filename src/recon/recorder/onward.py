@@ -67,7 +67,7 @@ class Onward:
         self._mine = _Mine()
         self._passes: list[_Pass] = []
         self._hooks: list[RemovableHandle] = []
-        self._planned = {one.module for one in passages}
+        self._planned = {one.module: one.gives for one in passages}
         self._known: Mapping[nn.Module, frozenset[int]] = {}
 
     @property
@@ -136,9 +136,13 @@ class Onward:
         inner = dict(self._inner(module, passage.module))
         put = module is not passage.module
         looked = put or any(self._hooked(m, m._forward_hooks) for m in inner.values())
-        for each in inner.values() if looked else ():
+        inner = inner if looked else {}
+        # What makes the same site on its way out, as a dropout does: the model may
+        # have been given a forward that goes on from there.
+        inner |= {} if put else self._last_of(passage)
+        for each in inner.values():
             yield each.register_forward_hook(partial(self._made_inside, one))
-        if looked:
+        if inner:
             around = f"{type(module).__name__} at {passage.path}"
             whole = partial(self._made_around, one, gives, around, inner, put)
             yield module.register_forward_hook(whole, prepend=True)
@@ -155,6 +159,14 @@ class Onward:
             if child is usual or child not in self._planned:
                 yield f"{path}{name}", child
                 yield from self._inner(child, usual, f"{path}{name}.")
+
+    def _last_of(self, passage: Passage) -> dict[str, nn.Module]:
+        """Return the modules inside of a planned one that give the same site as it."""
+        return {
+            name: each
+            for name, each in passage.module.named_modules()
+            if each is not passage.module and self._planned.get(each) == passage.gives
+        }
 
     def _hooked(self, module: nn.Module, hooks: Mapping[int, Any]) -> bool:
         return not self._known.get(module, frozenset()).issuperset(hooks)
@@ -266,4 +278,6 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same values; NaN equals NaN here."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
     return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
