@@ -17,7 +17,10 @@ import torch
 
 import recon
 from recon import Site
+from recon.auditing.causes import grouped
+from recon.auditing.claims import Claim, Reading
 from recon.auditing.formulas import other_formulas
+from recon.auditing.judgement import Judgement
 from recon.auditing.passes import first_changed, rows_changed
 from recon.auditing.registering import registrations
 from recon.auditing.situations import situations
@@ -989,3 +992,44 @@ def test_a_pass_on_other_inputs_is_not_said_to_edit_what_the_model_does_itself(
 
     report = recon.audit(capture, with_own_forward(make_model))
     assert "changes-result" not in {one.rule.name for one in report.findings}
+
+
+# -- few numbers, and sums -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (3e-4, "`rate` holds one number, 0.0003"),
+        ([1.0, 2.0], "`rate` holds 2 numbers, too few to tell what they are"),
+    ],
+)
+def test_few_numbers_are_no_multiple_of_what_is_there(model, ids, value, words):
+    known = {"logits": captured(model, ids)["logits"]}
+    report = judged(known | {"rate": torch.tensor(value)}, model, ids)
+    assert [one.message for one in report.findings] == [words]
+
+
+def test_norms_of_three_vectors_are_told_although_they_are_few(model, ids):
+    few = ids[:1, :3]
+    norms = captured(model, few)["h.1.mlp.post"].norm(dim=-1)
+    (note,) = judged({"mine": norms}, model, few).findings
+    assert "h.1.mlp.post as the norm of each vector" in note.message
+
+
+def test_the_terms_of_a_sum_make_one_cause_in_either_order():
+    tensor, readings = torch.ones(1), [Site("resid_post", n) for n in (0, 1)]
+    found = ["h.0.attn.z plus h.0.ln_1", "h.1.ln_1 plus h.1.attn.z"]
+    told = [
+        Judgement(
+            str(place),
+            tensor,
+            Claim(str(place), (), "resid_post"),
+            Reading(place),
+            "wrong-terms",
+            found=words,
+        )
+        for place, words in zip(readings, found, strict=True)
+    ]
+    (finding,) = grouped([("a run", one) for one in told])
+    assert finding.places == ("h.0.resid_post", "h.1.resid_post")

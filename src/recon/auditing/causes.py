@@ -155,7 +155,9 @@ def _pattern(name: str, one: Judgement) -> tuple[str, ...]:
     place = one.reading.site
     if name == "wrong-layer":
         return (place.part,)
-    return (place.part, _relative(one.found, place))
+    # The terms of a sum are found in either order.
+    terms = _relative(one.found, place).split(" plus ")
+    return (place.part, " plus ".join(sorted(terms)))
 
 
 def _relative(found: str, place: Site) -> str:

@@ -8,7 +8,7 @@ formed in full. The search costs inner products of short vectors, not of tensors
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ _PAIRS_TRIED = 6
 _CLEAR = 0.05
 # Masks add the lowest number of a dtype; -6.5e4 in float16 is not beyond all doubt.
 _MASKED = 1e30
+# Fewer numbers than these are a multiple, or a sum, of something by chance; a single
+# one is the mean, or the largest, of something.
+FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class Neighbourhood:
         """Say what a tensor is up to ``allowed``; else what it is nearest to.
 
         Among equally good answers those with a preferred quantity win. None where
-        nothing has the shape.
+        nothing has the shape, and where there are too few numbers to tell.
         """
         target = found.squeeze()
         family = self._family(tuple(target.shape))
@@ -144,6 +147,9 @@ class Neighbourhood:
             return None
         aim = projected(target)
         single = self._single(family, target, aim, allowed, prefer)
+        if target.numel() < FEWEST:
+            few = single if single.how == "same" else replace(single, how="nearest")
+            return few if target.numel() > 1 else None
         if single.how != "nearest" or not self._sums:
             return single
         pair = self._pair(family, target, aim, allowed, prefer)

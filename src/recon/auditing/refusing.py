@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from recon import gpt2
 from recon.auditing import quantities
@@ -15,7 +16,7 @@ from recon.auditing.exact import Exact
 from recon.auditing.handed import other_inputs
 from recon.auditing.joined import as_joined, joined, side_by_side
 from recon.auditing.judgement import Judgement
-from recon.auditing.near import Near, allowance, apart, distance
+from recon.auditing.near import FEWEST, Near, allowance, apart, distance
 from recon.auditing.pieces import HAND_ON, other_pass, overwritten
 from recon.auditing.quantities import GRADIENT
 from recon.auditing.wording import words_of
@@ -58,12 +59,23 @@ def unclaimed(bench: Bench, one: Judgement) -> Judgement:
         found = side_by_side(sites)
         sentence = f"`{one.name}` is {found}"
     else:
-        sentence, found = told_near(one.name, bench.near(one.tensor))
+        near = bench.near(one.tensor)
+        sentence, found = told_near(one.name, near)
+        known = near is not None and near.how != "nearest"
+        if one.tensor.numel() < FEWEST and not known:
+            sentence, found = f"`{one.name}` holds {_few(one.tensor)}", ""
     if one.claim.beyond is not None:
         words = f"{sentence}; the model has no {one.claim.beyond}"
         return replace(one, rule="wrong-layer", sentence=words, found=found)
     note = ("unclaimed", sentence)
     return replace(one, sentence=sentence, found=found, notes=(note,))
+
+
+def _few(tensor: Tensor) -> str:
+    """Write out one number, or count a few that are too few to tell what they are."""
+    if tensor.numel() == 1:
+        return f"one number, {float(tensor.flatten()[0]):g}"
+    return f"{tensor.numel()} numbers, too few to tell what they are"
 
 
 def refuse(bench: Bench, one: Judgement) -> Judgement:
