@@ -439,6 +439,26 @@ def test_a_sparse_tensor_that_is_too_large_to_write_out_is_no_pass(model):
     assert "too large to be written out" in told.message
 
 
+class Saved:
+    def __init__(self, value):
+        self.value = value
+
+
+def test_a_proxy_of_a_quantized_tensor_and_a_complex_array_are_no_pass(model):
+    def capture(model, input_ids):
+        with torch.no_grad():
+            logits = model(input_ids).logits
+        codes = torch.quantize_per_tensor(logits, 0.1, 0, torch.qint8)
+        spectrum = torch.fft.fft(logits).numpy()
+        return {"logits": logits, "h.1.ln_1": Saved(codes), "h.1.ln_2": spectrum}
+
+    told = recon.audit(capture, model, effort="quick").findings
+    assert {(one.severity, *one.places) for one in told} == {
+        ("warning", "h.1.ln_1"),
+        ("warning", "h.1.ln_2"),
+    }
+
+
 def test_a_model_without_its_blocks_is_told_and_put_back(model):
     blocks = model.transformer.h
 

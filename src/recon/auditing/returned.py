@@ -134,13 +134,14 @@ def _array(found: Returned, name: str, value: np.ndarray[Any, Any]) -> None:
         found.tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
     else:
         found.odd[name] = f"an array of {value.dtype}"
+        found.unseen.add(name)
 
 
 def _object(found: Returned, name: str, value: Any, within: tuple[int, ...]) -> None:
     """Look into saved-value proxies (``.value``) and plain objects with fields."""
     inner = getattr(value, "value", None)
     if isinstance(inner, Tensor):
-        found.tensors[name] = inner
+        _look(found, name, inner, within)
         return
     fields = {
         key: one
