@@ -58,8 +58,9 @@ class Outcome:
         call = self.caller.call(situation)
         if self._lacks_gradient(call):
             # Nothing else than no_grad stops it, if it works with gradients.
+            without = call
             call = self.caller.call(replace(situation, name=_WITH_GRAD, grad=True))
-            self._found += [] if call.error else [_for_want_of_gradient(situation)]
+            self._found += [] if call.error else [_for_want_of_gradient(without)]
         self.take(call)
 
     def _lacks_gradient(self, call: Call) -> bool:
@@ -281,13 +282,15 @@ class Outcome:
         return record(self.model, ids).facts.environment
 
 
-def _for_want_of_gradient(situation: Situation) -> Finding:
-    words = f"the code asks for gradients, which there are none of {situation.name}"
+def _for_want_of_gradient(call: Call) -> Finding:
+    run = call.situation.name
+    words = f"the code asks for gradients, which there are none of {run}: {call.error}"
     return finding(
         "raises-sometimes",
         words,
-        run=situation.name,
+        run=run,
         severity="note",
+        traceback=call.traceback,
         mend="Go backward inside of torch.enable_grad(), if callers may hold no_grad.",
     )
 
