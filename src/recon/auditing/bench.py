@@ -24,8 +24,6 @@ from recon.trace import Trace
 
 # No certified bound of an honest computation is as wide as this.
 _HOPELESS = 0.05
-# Another implementation, whose passes recon did not see, rounds differently all along.
-_FOREIGN = 16.0
 _WEIGHTED = ("attn.pattern", "attn.z")
 
 
@@ -83,8 +81,7 @@ class Bench:
 
     def allowed(self, *tensors: Tensor) -> float:
         """Return how far apart tensors may be by rounding, for the coarsest of them."""
-        own = max(allowance(one.dtype) for one in tensors)
-        return own * (_FOREIGN if self.foreign else 1.0)
+        return max(allowance(one.dtype, foreign=self.foreign) for one in tensors)
 
     @property
     def padded(self) -> bool:

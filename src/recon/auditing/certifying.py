@@ -35,8 +35,6 @@ from recon.sites import Site
 from recon.trace import Trace
 
 _UNNAMED = ("unexplained", "wrong-formula", "wrong-terms")
-# Another implementation rounds differently.
-_ROOM = 16
 
 
 def by_each_other(judged: Sequence[Judgement], clean: Trace) -> list[Judgement]:
@@ -100,7 +98,7 @@ def _named(one: Judgement, identity: Identity, trace: Trace) -> Judgement:
     others = [*_other_pieces(place, identity, trace)]
     others += other_formulas(trace, place, deep=True)
     near = Neighbourhood(others, sums=False).explain(
-        tensor.cpu(), _ROOM * allowance(tensor.dtype)
+        tensor.cpu(), allowance(tensor.dtype, foreign=True)
     )
     if near is None or near.how != "same":
         return one
@@ -160,10 +158,10 @@ def _completed(
             known[place], of[place] = clean[place], []
     for layer in range(clean.facts.depth):
         parts = [Site(f"attn.{p}", layer) for p in "qkv"]
-        merged = Site("attn.qkv", layer)
-        if merged not in known and all(p in captured for p in parts):
-            known[merged] = torch.cat([merge_heads(captured[p]) for p in parts], -1)
-            of[merged] = parts
+        whole = Site("attn.qkv", layer)
+        if whole not in known and all(p in captured for p in parts):
+            known[whole] = torch.cat([merge_heads(captured[p]) for p in parts], -1)
+            of[whole] = parts
     same = [
         (identity.site, *identity.inputs)
         for identity in gpt2.identities(clean)

@@ -20,6 +20,8 @@ _DIRECTIONS = 4
 # What rounding can do to a short computation, as a multiple of the dtype's epsilon,
 # relative to the root mean square. docs/audit.md says how it was measured.
 _ROUNDINGS = 64.0
+# Another implementation rounds differently all along.
+_FOREIGN = 16.0
 _PAIRS_TRIED = 6
 # A remainder is recognised only if rounding can change little of it.
 _CLEAR = 0.05
@@ -44,9 +46,12 @@ class Near:
     distance: float
 
 
-def allowance(dtype: torch.dtype) -> float:
-    """Return how far ``apart`` rounding alone may put two tensors of a dtype."""
-    return _ROUNDINGS * torch.finfo(dtype).eps
+def allowance(dtype: torch.dtype, *, foreign: bool = False) -> float:
+    """Return how far ``apart`` rounding alone may put two tensors of a dtype.
+
+    More where one is of a ``foreign`` implementation, whose passes recon did not see.
+    """
+    return _ROUNDINGS * torch.finfo(dtype).eps * (_FOREIGN if foreign else 1.0)
 
 
 def distance(found: Tensor, known: Tensor) -> float:

@@ -220,12 +220,7 @@ def _but_for(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
 
     Or at which few values, if most of those rows, tokens and heads are right.
     """
-    mine = one.tensor.detach().cpu()
-    for trace in bench.catalogue.current:
-        known = trace.get(claimed)
-        if known is None or known.shape != mine.shape:
-            continue
-        known = known.cpu()
+    for mine, known in _beside(bench, one, claimed):
         room = allowance(mine.dtype) * float(known.abs().amax())
         differs = (mine - known).abs() > room
         if 0 < int(differs.sum()) <= min(_FEW, differs.numel() // 4):
@@ -248,12 +243,10 @@ def _but_for(bench: Bench, one: Judgement, claimed: Site) -> tuple[str, str]:
 
 def _partly(bench: Bench, one: Judgement, claimed: Site) -> str:
     """Say how many values of a tensor are those of the site, if some are."""
-    for trace in bench.catalogue.current:
-        known = trace.get(claimed)
-        if known is not None and known.shape == one.tensor.shape:
-            share = float((known.cpu() == one.tensor.detach().cpu()).float().mean())
-            if share > _SOME:
-                return f"; {share:.0%} of its values are those of {claimed}"
+    for mine, known in _beside(bench, one, claimed):
+        share = float((known == mine).float().mean())
+        if share > _SOME:
+            return f"; {share:.0%} of its values are those of {claimed}"
     return ""
 
 
@@ -262,29 +255,33 @@ def _as_close(bench: Bench, one: Judgement, claimed: Site, near: Near) -> Near |
 
     What goes into a site may well be had from it by taking something away.
     """
+    for mine, known in _beside(bench, one, claimed):
+        gap = distance(mine, known)
+        if gap <= 2 * near.distance:
+            own = quantities.Quantity(claimed, known, quantities.axes_of(claimed))
+            return Near("nearest", own.label, (own,), gap)
+    return None
+
+
+def _beside(
+    bench: Bench, one: Judgement, claimed: Site
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a tensor, and what the site is in each pass in which it has that shape."""
     mine = one.tensor.detach().cpu()
     for trace in bench.catalogue.current:
         known = trace.get(claimed)
         if known is not None and known.shape == mine.shape:
-            gap = distance(mine, known.cpu())
-            if gap <= 2 * near.distance:
-                own = quantities.Quantity(claimed, known, quantities.axes_of(claimed))
-                return Near("nearest", own.label, (own,), gap)
-    return None
+            yield mine, known.cpu()
 
 
 def _rows_moved(bench: Bench, one: Judgement, claimed: Site) -> str:
     """Say if a tensor is a site with its rows in another order, up to rounding."""
-    mine = one.tensor.detach().cpu()
-    for trace in bench.catalogue.current:
-        known = trace.get(claimed)
-        if known is None or known.shape != mine.shape or mine.ndim < 2:
-            continue
+    for mine, known in _beside(bench, one, claimed):
         if quantities.axes_of(claimed)[0] != "B" or not 1 < len(mine) <= _MOST_ROWS:
             continue
-        allowed, theirs = bench.allowed(mine, known), list(known.cpu())
+        allowed = bench.allowed(mine, known)
         order = [
-            next((n for n, row in enumerate(theirs) if apart(own, row) <= allowed), -1)
+            next((n for n, row in enumerate(known) if apart(own, row) <= allowed), -1)
             for own in mine
         ]
         if sorted(order) == list(range(len(mine))) != order:
@@ -295,15 +292,13 @@ def _rows_moved(bench: Bench, one: Judgement, claimed: Site) -> str:
 def _shifted(bench: Bench, one: Judgement, claimed: Site) -> str:
     """Say by how many tokens a tensor is shifted, if all that is left of it agrees."""
     axes = quantities.axes_of(claimed)
-    for trace in bench.catalogue.current if "T" in axes else ():
-        known, axis = trace.get(claimed), axes.index("T")
-        if known is None or known.shape != one.tensor.shape:
-            continue
-        tokens, mine = known.shape[axis], one.tensor.detach().cpu()
+    for mine, known in _beside(bench, one, claimed) if "T" in axes else ():
+        axis = axes.index("T")
+        tokens = known.shape[axis]
         for by in range(1, min(tokens - 1, _FURTHEST) + 1):
             start, end = (0, tokens - by), (by, tokens - by)
-            ahead = known.cpu().narrow(axis, *start), mine.narrow(axis, *end)
-            behind = known.cpu().narrow(axis, *end), mine.narrow(axis, *start)
+            ahead = known.narrow(axis, *start), mine.narrow(axis, *end)
+            behind = known.narrow(axis, *end), mine.narrow(axis, *start)
             for (here, there), word in ((ahead, "late"), (behind, "early")):
                 if torch.equal(here, there):
                     return f"{claimed}, {by} token{'s'[: by > 1]} too {word}"
