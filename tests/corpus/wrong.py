@@ -2713,6 +2713,18 @@ def decoded_twice(model, input_ids):
     return {"resid_post_1": torch.cat(states, 1)}
 
 
+@wrong(row="new", rules={"RC107"}, sites="h.1.resid_post")
+def decoded_anew(model, input_ids):
+    """A loop without a cache keeps all tokens of each step, most of them again."""
+    states, tokens = [], input_ids
+    for _ in range(3):
+        with torch.no_grad():
+            out = model(tokens, output_hidden_states=True)
+        states.append(out.hidden_states[2])
+        tokens = torch.cat([tokens, out.logits[:, -1:].argmax(-1)], 1)
+    return {"resid_post_1": torch.cat(states, 1)}
+
+
 @wrong(row="new", rules={"RC114"}, sites="h.*.mlp.post")
 def tokens_for_neurons(model, input_ids):
     """The number of a neuron is taken along the tokens."""

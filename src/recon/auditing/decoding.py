@@ -28,7 +28,7 @@ def decoded(bench: Bench, tensor: Tensor, place: Site) -> tuple[str, str] | None
     for words, pieces in _ways([trace[place].cpu() for trace in passes], axis):
         if _equal(pieces, axis, mine):
             said = f"{place}, {words} of {len(passes)} passes put together"
-            return said, _odd(bench, passes)
+            return said, _odd(bench, passes, single="last" in words)
     return None
 
 
@@ -48,8 +48,11 @@ def _equal(pieces: Sequence[Tensor], axis: int, mine: Tensor) -> bool:
     return whole.shape == mine.shape and torch.equal(whole, mine)
 
 
-def _odd(bench: Bench, passes: Sequence[Trace]) -> str:
-    """Say which pass of a decoding loop does not go on where the last one ended."""
+def _odd(bench: Bench, passes: Sequence[Trace], *, single: bool) -> str:
+    """Say which pass of a decoding loop does not go on where the last one ended.
+
+    Without a cache each begins anew, of which a ``single`` token may be taken.
+    """
     if words := other_inputs(passes[0], bench.call):
         return words
     seen = _read(passes[0], "wte")
@@ -60,10 +63,12 @@ def _odd(bench: Bench, passes: Sequence[Trace]) -> str:
         cached = max((one.past for one in trace.facts.attention.values()), default=0)
         count = seen.shape[1]
         again = torch.equal(tokens[:, :count], seen)
-        if cached and again:
+        if again and cached:
             return f"pass {number} on tokens that its cache holds already"
+        if again and not single:
+            return f"pass {number} on tokens that are there already"
         if again:
-            seen = tokens  # without a cache, each pass begins anew
+            seen = tokens
             continue
         if cached < count:
             return f"pass {number} with {cached} of {count} tokens in its cache"
